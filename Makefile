@@ -1,0 +1,42 @@
+# make demo | test | lint | bench : each sets everything up into .venv first. Nothing else to remember.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test lint format bench evaluate wheel clean
+
+setup: .venv/.ready
+
+# The index is whatever pip is configured with; constraints.txt pins versions and names no host.
+.venv/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed (3.11 or 3.12); or: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,train,dev]'
+	@touch $@
+
+demo: setup            ## prompts -> images at several handoff points, a contact sheet and a table
+	$(BIN)/python -m experiments.demo --out out/demo
+
+test: setup            ## the whole suite; prints the time per folder
+	$(BIN)/python -m pytest tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup           ## step costs, own loop against diffusers, batch scaling, handoff: a table
+	$(BIN)/python -m experiments.bench --out docs/results/bench.md
+
+evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
+	$(BIN)/python -m experiments.evaluate --out docs/results
+
+wheel: setup
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv out dist build *.egg-info

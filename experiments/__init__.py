@@ -1,0 +1,1 @@
+"""What answers a question with a figure: training, demo, evaluation, benchmark."""

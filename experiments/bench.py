@@ -1,0 +1,170 @@
+"""What a step costs, what our loop adds to it, how batches scale, and what a handoff weighs.
+
+Everything that is compared is measured side by side in one run, interleaved; ratios are the figures to quote.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+FAMILIES = ("mini-sd3", "mini-sdxl")
+PROMPT = "a large red heart at the top left and a small blue circle at the bottom, on a yellow background"
+BATCHES = (1, 2, 4, 8, 16, 32)
+console = Console()
+
+
+def bench(
+    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path("docs/results/bench.md"),
+    family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
+    repeats: int = 9,
+    threads: int = 2,
+) -> None:
+    """Step costs, own loop against diffusers' pipeline, batch scaling, handoff cost and size, peak memory."""
+    import torch
+
+    from experiments.provenance import footer, provenance
+    from nodes.commands.generate import quiet_libraries
+
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    results = {name: measure(name, repeats) for name in family or FAMILIES}
+    facts = provenance()
+    text = "\n".join(table(name, result) for name, result in results.items()) + f"\n{footer(facts)}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("# Benchmark\n\n" + text)
+    out.with_suffix(".json").write_text(json.dumps({"families": results, "provenance": facts}, indent=1) + "\n")
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """All figures of one family."""
+    import torch
+
+    from relay.pipeline import RelayPipeline
+
+    pipe = RelayPipeline.from_pretrained(name)
+    with torch.inference_mode():
+        steps = {member: step_times(pipe.family, member, repeats) for member in ("large", "small")}
+        return {
+            "step_s": steps,
+            "step_ratio": steps["large"][1] / steps["small"][1],
+            "loop": own_loop_against_diffusers(pipe, repeats),
+            "handoff": {codec: handoff_cost(pipe, codec, repeats) for codec in ("fp32", "fp16", "bf16", "int8")},
+            "peak_memory_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        }
+
+
+def step_times(family: Any, member: str, repeats: int) -> dict[int, float]:
+    """Median seconds of one guided step over batch size (a guided step of B images is a forward of 2 B rows)."""
+    import torch
+
+    size = family.spec.sizes.default
+    denoiser = family.denoiser(member)
+    guidance = family.spec.members[member].guidance
+    cond = family.text.encode([PROMPT], None, True, size)
+    sigma = family.schedule(member, 10).sigmas[4]
+
+    def step(batch: int) -> Callable[[], Any]:
+        x = family.initial_noise(batch, size, torch.Generator().manual_seed(0))
+        many, level = cond.select([0] * batch), torch.full((batch,), sigma)
+        return lambda: denoiser(x, level, many, guidance)
+
+    return dict(zip(BATCHES, interleaved([step(b) for b in BATCHES], repeats), strict=True))
+
+
+def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
+    """End-to-end seconds of full-cloud: our pipeline and diffusers' own, same weights, tokens, steps and guidance."""
+    import torch
+
+    family = pipe.family
+    member = family.spec.members["large"]
+    theirs = diffusers_pipeline(family)
+    extra = {"max_sequence_length": family.text.t5_tokens} if family.spec.architecture == "sd3" else {}
+    width, height = family.spec.sizes.default
+    program = pipe.plan(handoff=member.steps)
+
+    def ours() -> Any:
+        return pipe(PROMPT, program=program, seed=0)
+
+    def reference() -> Any:
+        return theirs(
+            PROMPT, num_inference_steps=member.steps, guidance_scale=member.guidance, width=width, height=height,
+            generator=torch.Generator().manual_seed(0), **extra,
+        )  # fmt: skip
+
+    own, other = interleaved([ours, reference], repeats)
+    return {"own_s": own, "diffusers_s": other, "ratio": own / other}
+
+
+def diffusers_pipeline(family: Any) -> Any:
+    """diffusers' own pipeline over the very folder and dtype of the large member."""
+    import diffusers
+    import torch
+
+    cls = getattr(diffusers, family.architecture.pipeline)
+    theirs = cls.from_pretrained(family.spec.members["large"].repo, torch_dtype=torch.float32)
+    theirs.set_progress_bar_config(disable=True)
+    if family.spec.architecture == "sdxl":
+        theirs.unet.to(memory_format=torch.channels_last)
+    return theirs
+
+
+def handoff_cost(pipe: Any, codec: str, repeats: int) -> dict[str, float]:
+    """Milliseconds to write and to check and read a handoff of one image, and its bytes, prompt inside."""
+    from relay.handoff import Handoff
+
+    steps = pipe.family.spec.members["large"].steps
+    made = pipe.start(PROMPT, handoff=steps // 2, codec=codec, seed=0)
+    data = made.to_bytes()
+    write, read = interleaved([made.to_bytes, lambda: Handoff.from_bytes(data)], max(repeats, 30))
+    return {"bytes": len(data), "write_ms": write * 1000, "read_ms": read * 1000}
+
+
+def interleaved(jobs: list[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each job, taken in turns so that a drifting machine drifts for all."""
+    times: list[list[float]] = [[] for _ in jobs]
+    for i in range(repeats + 1):
+        for job, kept in zip(jobs, times, strict=True):
+            started = time.perf_counter()
+            job()
+            if i:
+                kept.append(time.perf_counter() - started)
+    return [statistics.median(kept) for kept in times]
+
+
+def table(name: str, result: dict[str, Any]) -> str:
+    step = result["step_s"]
+    lines = [f"## {name}", "", "One guided step (ms) over batch size, throughput in images x steps per second below it:", ""]
+    lines += ["| member | " + " | ".join(f"batch {b}" for b in BATCHES) + " |", "| --- " * (len(BATCHES) + 1) + "|"]
+    for member, times in step.items():
+        lines.append(f"| {member} | " + " | ".join(f"{times[b] * 1000:.1f}" for b in BATCHES) + " |")
+        lines.append("| | " + " | ".join(f"{b / times[b]:.0f}/s" for b in BATCHES) + " |")
+    loop = result["loop"]
+    lines += [
+        "",
+        f"- A step of the large member costs **{result['step_ratio']:.2f}x** the small one's (batch 1, guidance, fp32).",
+        f"- Full-cloud end to end: {loop['own_s'] * 1000:.0f} ms, diffusers' own pipeline {loop['diffusers_s'] * 1000:.0f} ms, "
+        f"ratio **{loop['ratio']:.3f}**.",
+        "- Handoff of one image, prompt inside: "
+        + "; ".join(
+            f"{codec} {c['bytes']:.0f} B, {c['write_ms']:.2f} ms to write, {c['read_ms']:.2f} ms to check and read"
+            for codec, c in result["handoff"].items()
+        )
+        + ".",
+        f"- Peak memory of the process: {result['peak_memory_MB']} MB.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(bench)

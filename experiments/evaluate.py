@@ -1,0 +1,208 @@
+"""The README's table: what the embedded families and their relays are worth, on held-out prompts.
+
+Scores: 500 test prompts a family, spread evenly over the complexity classes, seeds fixed, in batches with shared
+prefixes. Times: latency at batch 1, interleaved, in a pass of their own. Nothing is tuned here: choices were made on
+the validation split.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from relay.program import Program
+    from relay.scenes.judge import Verdict
+    from relay.scenes.language import Scene
+
+FAMILIES = ("mini-sd3", "mini-sdxl")
+CLASSES = ("1", "2", "3", "4", "letters")
+console = Console()
+
+
+def evaluate(  # noqa: PLR0913
+    out: Annotated[Path, typer.Option(help="Folder for quality-FAMILY.json and .md.")] = Path("docs/results"),
+    family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts, spread evenly over the classes.")] = 500,
+    split: Annotated[str, typer.Option(help="test for reports, validation for choices.")] = "test",
+    repeats: Annotated[int, typer.Option(help="Rounds of the timing pass.")] = 7,
+    threads: int = 2,
+) -> None:
+    """Score and time large, small and relays of the embedded families; write tables with intervals."""
+    import torch
+
+    from experiments.provenance import footer, provenance
+    from nodes.commands.generate import quiet_libraries
+
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in family or FAMILIES:
+        result = measure(name, prompts, split, repeats)
+        result["provenance"] = provenance()
+        (out / f"quality-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        text = table(result) + f"\n{footer(result['provenance'])}\n"
+        (out / f"quality-{name}.md").write_text(text)
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def programs_for(pipe: Any) -> dict[str, Program]:
+    """The rows of the table: both members alone, and relays at a half, a third and a quarter of the large member's steps."""
+    steps = pipe.family.spec.members["large"].steps
+    half, third, quarter = round(steps / 2), round(steps / 3), round(steps / 4)
+    return {
+        "large alone (full-cloud)": pipe.plan(handoff=steps),
+        "relay, s = T/2": pipe.plan(handoff=half),
+        "relay, s = T/3": pipe.plan(handoff=third),
+        "relay, s = T/4": pipe.plan(handoff=quarter),
+        "relay, s = T/4, small steps halved": pipe.plan(
+            handoff=quarter, small_steps=(steps - quarter) // 2, matching="exact"
+        ),
+        "small alone (edge-only)": pipe.plan(handoff=0),
+    }
+
+
+def measure(name: str, count: int, split: str, repeats: int) -> dict[str, Any]:
+    """All figures of one family, as plain data."""
+    import numpy as np
+
+    from experiments.scoring import score_programs, time_programs
+    from relay.pipeline import RelayPipeline
+    from relay.scenes.sampling import caption, held_out
+
+    pipe = RelayPipeline.from_pretrained(name)
+    programs = programs_for(pipe)
+    scenes = held_out(count, split)
+    rng = np.random.default_rng(29)
+    captions = [caption(scene, rng) for scene in scenes]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{name}: scores", total=count)
+        update = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+        scored = score_programs(
+            pipe.family, scenes, captions, list(programs.values()), range(count), progress=update
+        )
+        task = progress.add_task(f"{name}: times", total=repeats)
+        times = time_programs(pipe, captions[-1 - count // 5], list(programs.values()), repeats, update)
+    verdicts = {label: scored.verdicts[str(program)] for label, program in programs.items()}
+    verdicts |= floor_and_ceiling(pipe, scenes)
+    large, small = (verdicts[label] for label in ("large alone (full-cloud)", "small alone (edge-only)"))
+    rows = {}
+    for label, found in verdicts.items():
+        row: dict[str, Any] = {"classes": _by_class(found, scenes)}
+        if label in programs:
+            full = times[str(programs["large alone (full-cloud)"])]["denoising_s"]
+            row |= {"program": str(programs[label]), "steps": programs[label].steps} | times[str(programs[label])]
+            row["share_of_full_time"] = row["denoising_s"] / full
+        if label.startswith("relay"):
+            row["gap_closed"] = _gaps(found, small, large, scenes)
+        rows[label] = row
+    parts = {label: _parts(found) for label, found in verdicts.items()}
+    return {
+        "family": name, "split": split, "prompts": count, "rows": rows, "attributes_by_kind": parts,
+        "steps_saved_by_shared_prefixes": round(scored.steps_saved, 3),
+    }  # fmt: skip
+
+
+def floor_and_ceiling(pipe: Any, scenes: list[Scene]) -> dict[str, list[Verdict]]:
+    """Ceiling: VAE reconstructions of true scenes. Floor: true renders of *other* prompts of the same class."""
+    import numpy as np
+    import torch
+
+    from relay.scenes.judge import judge
+    from relay.scenes.render import render
+
+    images = render(scenes, np.random.default_rng(31))
+    vae = pipe.family.vae
+    with torch.inference_mode():
+        parts = [vae.decode(vae.encode(chunk).latents).sample for chunk in images.to(vae.dtype).split(50)]
+    share = len(scenes) // len(CLASSES)
+    others = [i - i % share + (i % share + 1) % share for i in range(len(scenes))]
+    return {
+        "VAE reconstructions of true scenes (ceiling)": judge(torch.cat(parts).float(), scenes),
+        "true renders of other prompts (floor)": judge(images[others], scenes),
+    }
+
+
+def _by_class(verdicts: list[Verdict], scenes: list[Scene]) -> dict[str, dict[str, list[float]]]:
+    from experiments.statistics import interval
+
+    found = {}
+    for name in (*CLASSES, "all"):
+        some = [v for v, s in zip(verdicts, scenes, strict=True) if name in ("all", s.complexity)]
+        found[name] = {
+            "attributes": list(interval([v.attributes for v in some])),
+            "strict": list(interval([float(v.strict) for v in some])),
+        }
+    return found
+
+
+def _gaps(relay, small, large, scenes) -> dict[str, list[float] | None]:  # noqa: ANN001
+    from experiments.statistics import gap_closed
+
+    gaps: dict[str, list[float] | None] = {}
+    for name in (*CLASSES, "all"):
+        keep = [i for i, s in enumerate(scenes) if name in ("all", s.complexity)]
+        values = ([v[i].attributes for i in keep] for v in (relay, small, large))
+        closed = gap_closed(*values)
+        gaps[name] = list(closed) if closed else None
+    return gaps
+
+
+def _parts(verdicts: list[Verdict]) -> dict[str, float]:
+    totals: dict[str, list[int]] = {}
+    for verdict in verdicts:
+        for kind, (right, asked) in verdict.parts.items():
+            both = totals.setdefault(kind, [0, 0])
+            both[0] += right
+            both[1] += asked
+    shares = {kind: round(r / a, 4) for kind, (r, a) in totals.items() if kind != "extra"}
+    categories: dict[str, list[bool]] = {}
+    for verdict in verdicts:
+        for kind, right in verdict.categories.items():
+            categories.setdefault(kind, []).append(right)
+    shares |= {f"category:{kind}": round(sum(v) / len(v), 4) for kind, v in categories.items()}
+    return shares | {"extra_per_image": round(totals.get("extra", [0, 0])[1] / len(verdicts), 4)}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: attributes right and strict per class, ratio, share of the gap closed, time."""
+    per_class = result["prompts"] // len(CLASSES)
+    lines = [
+        f"### {result['family']}: {result['prompts']} {result['split']} prompts, {per_class} a class",
+        "",
+        "| | steps | attributes right: 1 | 2 | 3 | 4 objects | letters | strict: 1 | 4 objects | letters "
+        "| of large's score | gap closed, 4 objects | denoising | of full-cloud |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    full = result["rows"]["large alone (full-cloud)"]["classes"]["all"]["attributes"][0]
+    for label, row in result["rows"].items():
+        classes = row["classes"]
+        cells = [label, f"{row['steps']['large']} + {row['steps']['small']}" if "steps" in row else ""]
+        cells += [_number(classes[c]["attributes"]) for c in CLASSES]
+        cells += [_number(classes[c]["strict"]) for c in ("1", "4", "letters")]
+        cells.append(f"{classes['all']['attributes'][0] / full:.3f}")
+        gap = row.get("gap_closed", {}).get("4")
+        cells.append(f"{gap[0]:.2f} [{gap[1]:.2f}, {gap[2]:.2f}]" if gap else "")
+        cells += [f"{row['denoising_s'] * 1000:.0f} ms", f"{row['share_of_full_time']:.2f}"] if "steps" in row else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Figures are means with half the width of the 95 % bootstrap interval; the time is the median latency of "
+        "denoising at batch 1 with guidance.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _number(found: list[float]) -> str:
+    mean, low, high = found
+    return f"{mean:.3f} ± {(high - low) / 2:.3f}"
+
+
+if __name__ == "__main__":
+    typer.run(evaluate)

@@ -1,0 +1,60 @@
+"""What every written figure carries: commit, machine, versions, date, and the command that made it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def provenance() -> dict[str, Any]:
+    import diffusers
+    import torch
+
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv[0].endswith("relay") else _module_command(),
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+
+
+def _module_command() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name if spec else Path(sys.argv[0]).name
+    return " ".join(["python -m", name.removesuffix(".__main__"), *sys.argv[1:]])
+
+
+def _commit() -> str:
+    """The commit, with "+" where tracked files differ from it."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(models)} x {models[0]}" if models else platform.processor() or platform.machine()
+
+
+def footer(facts: dict[str, Any]) -> str:
+    """One line of Markdown under a table."""
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+    return (
+        f"`{facts['command']}` at commit {facts['commit']}, {facts['date']}, on {facts['processor']} "
+        f"({facts['threads']} threads, accelerator: {facts['accelerator']}), {versions}."
+    )

@@ -1,0 +1,122 @@
+"""Scores and times of programs, in two passes that never mix.
+
+Scores come from shared prefixes and big batches: the first leg's trajectory runs once for all programs that begin alike,
+its states are kept where a program hands over, and only the rest differs. Times are measured apart, each program as a
+user would run it: batch 1, interleaved, repeated.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from relay import codecs
+from relay.matching import walk
+from relay.sampling import walk_leg
+from relay.scenes.judge import Verdict, judge
+
+if TYPE_CHECKING:
+    from relay.conditioning import Conditioning
+    from relay.family import Family
+    from relay.pipeline import RelayPipeline
+    from relay.program import Program
+    from relay.scenes.language import Scene
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Scored:
+    """Verdicts per program (its text form), in prompt order, and the share of steps that sharing prefixes saved."""
+
+    verdicts: dict[str, list[Verdict]]
+    steps_saved: float
+
+
+@torch.inference_mode()
+def score_programs(
+    family: Family,
+    scenes: Sequence[Scene],
+    captions: Sequence[str],
+    programs: Sequence[Program],
+    seeds: Sequence[int],
+    batch: int = 50,
+    progress: Progress | None = None,
+) -> Scored:
+    """Judge every program on every prompt; prompt i starts from the noise of seeds[i]."""
+    size = family.spec.sizes.default
+    schedules = family.schedules(size)
+    walks = {str(p): walk(p, schedules) for p in programs}
+    verdicts: dict[str, list[Verdict]] = {str(p): [] for p in programs}
+    taken = 0
+    for at in range(0, len(captions), batch):
+        part = slice(at, at + batch)
+        cond = family.text.encode(captions[part], None, True, size)
+        generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
+        noise = family.initial_noise(len(generators), size, generators)
+        states, steps = _shared_prefixes(family, programs, walks, noise, cond)
+        taken += steps * len(generators)
+        for program in programs:
+            latent = states[_prefix(program)]
+            for k in range(1, len(program.legs)):
+                leg, sigmas = walks[str(program)][k]
+                # What the wire does to a latent is part of the program.
+                sent = codecs.decode(codecs.encode(latent, program.codec), program.codec, latent.shape)
+                latent = walk_leg(family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member)
+                taken += leg.steps * len(generators)
+            verdicts[str(program)] += judge(family.decode(latent).cpu() * 2 - 1, list(scenes[part]))
+        if progress:
+            progress(min(at + batch, len(captions)), len(captions))
+    alone = sum(leg.steps for p in programs for leg in p.legs) * len(captions)
+    return Scored(verdicts, 1 - taken / alone)
+
+
+def _prefix(program: Program) -> tuple[str, int, float, int]:
+    leg = program.legs[0]
+    return leg.member, leg.steps_total, program.guidance[0], leg.last
+
+
+def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning):  # noqa: ANN001, ANN202
+    """The latent after the first leg of every program; programs that begin alike share one trajectory."""
+    longest: dict[tuple[str, int, float], tuple[list[float], set[int]]] = {}
+    for program in programs:
+        member, total, guidance, last = _prefix(program)
+        _, sigmas = walks[str(program)][0]
+        kept, wanted = longest.get((member, total, guidance), ([], set()))
+        longest[member, total, guidance] = (max(kept, sigmas, key=len), wanted | {last})
+    states: dict[tuple[str, int, float, int], torch.Tensor] = {}
+    for (member, total, guidance), (sigmas, wanted) in longest.items():
+
+        def keep(i: int, sigma: float, x: torch.Tensor, key=(member, total, guidance), wanted=wanted) -> None:  # noqa: ANN001
+            if i + 1 in wanted:
+                states[*key, i + 1] = x.clone()
+
+        start = noise * family.schedule(member, total).init_noise_sigma
+        walk_leg(family.denoiser(member), start, sigmas, cond, guidance, member=member, on_step=keep)
+    return states, sum(len(sigmas) - 1 for sigmas, _ in longest.values())
+
+
+def time_programs(
+    pipe: RelayPipeline, prompt: str, programs: Sequence[Program], repeats: int = 5, progress: Progress | None = None
+) -> dict[str, dict[str, float]]:
+    """Median latency in seconds at batch 1, interleaved over `repeats` rounds after one warm-up: denoising and end to end."""
+    denoising: dict[str, list[float]] = {str(p): [] for p in programs}
+    whole: dict[str, list[float]] = {str(p): [] for p in programs}
+    for i in range(repeats + 1):
+        for program in programs:
+            started = time.perf_counter()
+            result = pipe(prompt, program=program, seed=i)
+            if i:
+                whole[str(program)].append(time.perf_counter() - started)
+                denoising[str(program)].append(sum(v for k, v in result.timings.items() if k.startswith("denoise")))
+        if progress:
+            progress(i, repeats)
+    return {
+        text: {"denoising_s": statistics.median(denoising[text]), "end_to_end_s": statistics.median(whole[text])}
+        for text in denoising
+    }

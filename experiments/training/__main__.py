@@ -1,0 +1,3 @@
+from experiments.training.cli import main
+
+main()

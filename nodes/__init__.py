@@ -1,0 +1,1 @@
+"""Processes and the `relay` command line."""

@@ -1,0 +1,143 @@
+"""`relay families`, `relay judge` and `relay doctor`: what there is, what a picture shows, what works here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nodes import options as opt
+from relay.errors import BadRequest, RelayError
+
+
+def families(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List the families in configs/families: members, parameters, schedules, folders, what is installed."""
+    from nodes.commands.generate import quiet_libraries
+    from relay.family import find_family, list_families
+
+    quiet_libraries()
+    rows = [row for name in list_families() for row in _members(find_family(name))]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("family", "member", "parameters", "schedule", "T", "guidance", "installed", "where"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        count = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "?"
+        cells = [row["family"], row["member"], count, row["schedule"], str(row["steps"]), f"{row['guidance']:g}"]
+        table.add_row(*cells, "yes" if row["installed"] else "no", row["where"])
+    Console().print(table)
+
+
+def _members(spec: Any) -> list[dict[str, Any]]:
+    from relay.family import Family, installed
+
+    rows = []
+    for name, member in spec.members.items():
+        row: dict[str, Any] = {"family": spec.name, "architecture": spec.architecture, "member": name}
+        row |= {"steps": member.steps, "guidance": member.guidance, "where": str(member)}
+        row |= {"installed": installed(member), "parameters": None, "schedule": "?"}
+        if row["installed"]:
+            family = Family(spec)
+            row |= {"parameters": family.parameters(name), "schedule": _schedule(family.scheduler_config(name))}
+        rows.append(row)
+    return rows
+
+
+def _schedule(config: Any) -> str:
+    if "FlowMatch" in config["_class_name"]:
+        return f"flow, shift {config.get('shift', 1.0):g}"
+    spacing = config.get("timestep_spacing", "linspace")
+    return f"epsilon, {'Karras, ' if config.get('use_karras_sigmas') else ''}{spacing}"
+
+
+def judge(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what of a scene prompt an image shows: per attribute, per GenEval category, and all right or not."""
+    from nodes.commands.generate import score
+    from nodes.images import open_image
+    from relay.scenes.language import parse
+
+    parse(prompt)
+    picture = open_image(image)
+    if picture.width != picture.height:
+        raise BadRequest(f"{image} is {picture.width}x{picture.height}: the scene judge reads square images")
+    verdict = score(picture, prompt)
+    if as_json:
+        print(json.dumps(verdict, indent=1))
+        return
+    print(f"attributes right {verdict['attributes']:.0%}, {'all right' if verdict['strict'] else 'not all right'}")
+    for kind, (right, asked) in verdict["parts"].items():
+        print(f"  {kind:<12} {right} of {asked}")
+    for kind, right in verdict["categories"].items():
+        print(f"  {kind:<18} {'yes' if right else 'no'}")
+
+
+def doctor(
+    family: Annotated[str | None, typer.Option(help="Check this family too.")] = None,
+    role: Annotated[str, typer.Option(help="all | edge | device: what this machine shall hold.")] = "all",
+) -> None:
+    """Versions, devices, threads, what works here; with --family also bytes to download and memory needed."""
+    import os
+    import platform
+    import sys
+
+    from nodes.commands.generate import quiet_libraries
+    from relay.family import Family, find_family
+    from relay.program import check_choice
+
+    check_choice("role", role, ("all", "edge", "device"))
+    spec = find_family(family) if family else None
+    quiet_libraries()
+    print(f"python       {platform.python_version()} at {sys.prefix}")
+    for package in ("torch", "torchvision", "diffusers", "transformers", "pyzmq", "lpips", "vowpal-wabbit-next"):
+        print(f"{package:<12} {_installed_version(package)}")
+    import torch
+
+    print(f"processor    {platform.machine()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        accelerators.append("Apple MPS")
+    print(f"accelerators {', '.join(accelerators) or 'none (the embedded families run on the CPU)'}")
+    if spec is None:
+        return
+    loaded = Family.load(spec, role=role)  # type: ignore[arg-type]
+    print(f"family       {spec.name}: {spec.architecture}, {loaded.parameterisation}, role {role}")
+    for need in loaded.needs():
+        state = "on disk" if need.installed else f"to download: {_bytes(need.bytes)}"
+        print(f"  {need.name:<16} {_bytes(need.memory)} in memory, {state}, {need.where}")
+    total = sum(need.memory or 0 for need in loaded.needs())
+    print(f"  memory needed for weights: {_bytes(total)}")
+    try:
+        loaded.members_share_latent_space()
+    except RelayError as error:
+        raise RelayError(f"family {spec.name}: {error}") from None
+    print("  members share one latent space, as far as their configs and VAEs say")
+
+
+def _installed_version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "size unknown"
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError

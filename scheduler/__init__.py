@@ -1,0 +1,1 @@
+"""Decisions: which mode, which program, which nodes."""
