@@ -23,7 +23,9 @@ console = Console()
 
 
 def bench(
-    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path("docs/results/bench.md"),
+    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path(
+        "docs/results/bench.md"
+    ),
     family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
     repeats: int = 9,
     threads: int = 2,
@@ -143,7 +145,12 @@ def interleaved(jobs: list[Callable[[], Any]], repeats: int) -> list[float]:
 
 def table(name: str, result: dict[str, Any]) -> str:
     step = result["step_s"]
-    lines = [f"## {name}", "", "One guided step (ms) over batch size, throughput in images x steps per second below it:", ""]
+    lines = [
+        f"## {name}",
+        "",
+        "One guided step (ms) over batch size, throughput in images x steps per second below it:",
+        "",
+    ]
     lines += ["| member | " + " | ".join(f"batch {b}" for b in BATCHES) + " |", "| --- " * (len(BATCHES) + 1) + "|"]
     for member, times in step.items():
         lines.append(f"| {member} | " + " | ".join(f"{times[b] * 1000:.1f}" for b in BATCHES) + " |")

@@ -107,7 +107,7 @@ def _sample(pipe, programs, sample: int, progress) -> dict[str, list[float]]:  #
     return {text: [v.attributes for v in verdicts] for text, verdicts in scored.verdicts.items()}
 
 
-def _print_table(name: str, programs, times, scored, sample: int) -> None:  # noqa: ANN001, PLR0913
+def _print_table(name: str, programs, times, scored, sample: int) -> None:  # noqa: ANN001
     from experiments.statistics import gap_closed, interval
 
     table = Table(title=f"{name}: {sample} held-out prompts, seeds fixed; time is latency at batch 1", box=None)
@@ -124,7 +124,9 @@ def _print_table(name: str, programs, times, scored, sample: int) -> None:  # no
         taken = f"{program.steps['large']} + {program.steps['small']}"
         seconds = sum(times[text])
         each = f"{seconds / len(times[text]):.2f} s"
-        table.add_row(program.mode, taken, f"{mean:.3f} [{low:.3f}, {high:.3f}]", closed, each, f"{seconds / whole:.2f}")
+        table.add_row(
+            program.mode, taken, f"{mean:.3f} [{low:.3f}, {high:.3f}]", closed, each, f"{seconds / whole:.2f}"
+        )
     console.print(table)
 
 

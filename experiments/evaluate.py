@@ -25,7 +25,7 @@ CLASSES = ("1", "2", "3", "4", "letters")
 console = Console()
 
 
-def evaluate(  # noqa: PLR0913
+def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for quality-FAMILY.json and .md.")] = Path("docs/results"),
     family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts, spread evenly over the classes.")] = 500,
@@ -84,9 +84,7 @@ def measure(name: str, count: int, split: str, repeats: int) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(f"{name}: scores", total=count)
         update = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
-        scored = score_programs(
-            pipe.family, scenes, captions, list(programs.values()), range(count), progress=update
-        )
+        scored = score_programs(pipe.family, scenes, captions, list(programs.values()), range(count), progress=update)
         task = progress.add_task(f"{name}: times", total=repeats)
         times = time_programs(pipe, captions[-1 - count // 5], list(programs.values()), repeats, update)
     verdicts = {label: scored.verdicts[str(program)] for label, program in programs.items()}
@@ -189,7 +187,9 @@ def table(result: dict[str, Any]) -> str:
         cells.append(f"{classes['all']['attributes'][0] / full:.3f}")
         gap = row.get("gap_closed", {}).get("4")
         cells.append(f"{gap[0]:.2f} [{gap[1]:.2f}, {gap[2]:.2f}]" if gap else "")
-        cells += [f"{row['denoising_s'] * 1000:.0f} ms", f"{row['share_of_full_time']:.2f}"] if "steps" in row else ["", ""]
+        cells += (
+            [f"{row['denoising_s'] * 1000:.0f} ms", f"{row['share_of_full_time']:.2f}"] if "steps" in row else ["", ""]
+        )
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",

@@ -67,7 +67,9 @@ def score_programs(
                 leg, sigmas = walks[str(program)][k]
                 # What the wire does to a latent is part of the program.
                 sent = codecs.decode(codecs.encode(latent, program.codec), program.codec, latent.shape)
-                latent = walk_leg(family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member)
+                latent = walk_leg(
+                    family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member
+                )
                 taken += leg.steps * len(generators)
             verdicts[str(program)] += judge(family.decode(latent).cpu() * 2 - 1, list(scenes[part]))
         if progress:

@@ -17,7 +17,9 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return float(data.mean()), float(low), float(high)
 
 
-def gap_closed(relay: Sequence[float], small: Sequence[float], large: Sequence[float]) -> tuple[float, float, float] | None:
+def gap_closed(
+    relay: Sequence[float], small: Sequence[float], large: Sequence[float]
+) -> tuple[float, float, float] | None:
     """(relay - small) / (large - small) with a paired bootstrap interval; None where the gap itself is not clear of zero.
 
     The honest companion of "x % of the large member's score": a ratio near 1 means little where the small member

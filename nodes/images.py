@@ -50,5 +50,7 @@ def read_parameters(path: Path) -> dict[str, Any]:
     except ValueError:
         parameters = None
     if not isinstance(parameters, dict):
-        raise BadRequest(f"{path} carries no relay parameters: it was not made by `relay generate`, or was saved again since")
+        raise BadRequest(
+            f"{path} carries no relay parameters: it was not made by `relay generate`, or was saved again since"
+        )
     return parameters

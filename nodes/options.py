@@ -12,16 +12,28 @@ import typer
 
 from relay.errors import BadRequest
 
-Family = Annotated[str, typer.Option(help="A family in configs/families, the path of a YAML, or of a diffusers folder.")]
+Family = Annotated[
+    str, typer.Option(help="A family in configs/families, the path of a YAML, or of a diffusers folder.")
+]
 Mode = Annotated[str | None, typer.Option(help="full-cloud | relay | edge-only; default: what --handoff says.")]
-Handoff = Annotated[int | None, typer.Option(metavar="S", help="Steps the large member takes: 0 (edge-only) to T (full-cloud).")]
+Handoff = Annotated[
+    int | None, typer.Option(metavar="S", help="Steps the large member takes: 0 (edge-only) to T (full-cloud).")
+]
 Steps = Annotated[int | None, typer.Option(metavar="T", help="Length of the large member's schedule.")]
-SmallSteps = Annotated[int | None, typer.Option(metavar="N", help="Steps the small member takes; default: what its schedule leaves.")]
+SmallSteps = Annotated[
+    int | None, typer.Option(metavar="N", help="Steps the small member takes; default: what its schedule leaves.")
+]
 Matching = Annotated[str | None, typer.Option(help="direct | nearest | exact: where the small member continues.")]
 Codec = Annotated[str | None, typer.Option(help="fp32 | fp16 | bf16 | int8: how the latent travels.")]
-Conditioning = Annotated[str, typer.Option(help="encode: the receiver encodes the prompt again; ship: embeddings travel.")]
-ProgramText = Annotated[str | None, typer.Option(help="A whole program in its text form, in place of the options above.")]
-Seed = Annotated[int | None, typer.Option(metavar="K", help="Image i of n uses seed K + i; default: a random one, reported.")]
+Conditioning = Annotated[
+    str, typer.Option(help="encode: the receiver encodes the prompt again; ship: embeddings travel.")
+]
+ProgramText = Annotated[
+    str | None, typer.Option(help="A whole program in its text form, in place of the options above.")
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="K", help="Image i of n uses seed K + i; default: a random one, reported.")
+]
 Guidance = Annotated[str | None, typer.Option(metavar="G", help="Classifier-free guidance: one value, or LARGE,SMALL.")]
 Negative = Annotated[str | None, typer.Option(help="What the picture should not show.")]
 NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
@@ -32,7 +44,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
-    """"64x96" to (width, height); the family checks whether the VAE can do it."""
+    """ "64x96" to (width, height); the family checks whether the VAE can do it."""
     if text is None:
         return None, None
     width, cross, height = text.lower().partition("x")
@@ -42,7 +54,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
 
 
 def parse_guidance(text: str | None) -> float | tuple[float, float] | None:
-    """"3" to 3.0, "4.5,5" to (4.5, 5.0): large, small."""
+    """ "3" to 3.0, "4.5,5" to (4.5, 5.0): large, small."""
     if text is None:
         return None
     try:

@@ -30,8 +30,10 @@ DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "large": 90, "small": 30}
 
 
 @app.command()
-def part(  # noqa: PLR0913
-    name: Annotated[str, typer.Argument(help="vae | text | judge | mini-sd3/large | mini-sd3/small | mini-sdxl/large | ...")],
+def part(
+    name: Annotated[
+        str, typer.Argument(help="vae | text | judge | mini-sd3/large | mini-sd3/small | mini-sdxl/large | ...")
+    ],
     total_minutes: Total = None,
     minutes: Minutes = None,
     work: Annotated[Path, typer.Option(help="Checkpoints, curves and the latent cache.")] = Path("runs/training"),
@@ -74,7 +76,9 @@ def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
         from experiments.training.members import MemberTask
 
         return MemberTask(family, member, weights, work, seed)
-    raise typer.BadParameter(f"no part is called '{name}'; parts: vae, text, judge, {', '.join(f'{f}/large' for f in FAMILIES)}, ...")
+    raise typer.BadParameter(
+        f"no part is called '{name}'; parts: vae, text, judge, {', '.join(f'{f}/large' for f in FAMILIES)}, ..."
+    )
 
 
 def main() -> None:

@@ -108,7 +108,9 @@ class JudgeTask:
 
 def accuracy(detector: SceneDetector, images: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Share right per attribute, over completed scenes and their images (B, 3, 64, 64) in [-1, 1]."""
-    verdicts = [compare(scene, what) for scene, what in zip(scenes, detector.see(images.to(_device(detector))), strict=True)]
+    verdicts = [
+        compare(scene, what) for scene, what in zip(scenes, detector.see(images.to(_device(detector))), strict=True)
+    ]
     kinds = sorted({kind for v in verdicts for kind in v.parts})
     rates = {}
     for kind in kinds:

@@ -39,7 +39,9 @@ def load_latents(
 ) -> tuple[list[Scene], Tensor]:
     """Scenes and their latents (N, 8, 16, 16) fp16; makes the shards that are missing."""
     vae = AutoencoderTiny.from_pretrained(vae_folder, torch_dtype=torch.float32).to(device).eval()
-    digest = hashlib.blake2b((vae_folder / "diffusion_pytorch_model.safetensors").read_bytes(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(
+        (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes(), digest_size=4
+    ).hexdigest()
     folder = work / f"latents-v{DATA_VERSION}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     scenes: list[Scene] = []

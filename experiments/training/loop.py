@@ -90,7 +90,9 @@ def train(task: Task, state_dir: Path, budget: Budget, say: Callable[[str], None
         loss.backward()
         norm = nn.utils.clip_grad_norm_((p for m in task.modules.values() for p in m.parameters()), 2.0)
         if not torch.isfinite(norm):
-            raise FloatingPointError(f"{task.name}: the gradient is not finite at step {step}; the last checkpoint stands")
+            raise FloatingPointError(
+                f"{task.name}: the gradient is not finite at step {step}; the last checkpoint stands"
+            )
         for optimizer in optimizers:
             optimizer.step()
         _move_average(average, task.modules, step)
@@ -108,7 +110,7 @@ def train(task: Task, state_dir: Path, budget: Budget, say: Callable[[str], None
     return figures
 
 
-def _finish_piece(  # noqa: PLR0913
+def _finish_piece(
     task: Task,
     average: dict[str, nn.Module],
     state_dir: Path,
@@ -147,7 +149,7 @@ def _schedule(progress: float) -> float:
 
 def make_optimizers(task: Task) -> list[torch.optim.Optimizer]:
     """Muon for the matrices that a task names in `muon_parameters`, AdamW for the rest (AdamW for all before torch 2.9)."""
-    chosen: Iterable[nn.Parameter] = getattr(task, "muon_parameters", lambda: [])()
+    chosen: Iterable[nn.Parameter] = getattr(task, "muon_parameters", list)()
     muon = list(chosen) if hasattr(torch.optim, "Muon") else []
     taken = {id(p) for p in muon}
     rest = [p for m in task.modules.values() for p in m.parameters() if p.requires_grad and id(p) not in taken]
@@ -203,7 +205,7 @@ def _move_average(average: dict[str, nn.Module], modules: dict[str, nn.Module], 
             kept.copy_(buffer)
 
 
-def _save(path: Path, task: Task, optimizers, average, step: int, spent: float) -> None:  # noqa: ANN001, PLR0913
+def _save(path: Path, task: Task, optimizers, average, step: int, spent: float) -> None:  # noqa: ANN001
     state = {
         "step": step,
         "spent": spent,

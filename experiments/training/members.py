@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderTiny,
     EulerDiscreteScheduler,
@@ -55,17 +54,23 @@ def build_transformer(layers: int, heads: int) -> SD3Transformer2DModel:
     )
 
 
-def build_unet(channels: tuple[int, int], layers: int, heads: tuple[int, int]) -> UNet2DConditionModel:
-    """`attention_head_dim` counts heads in this class (a known misnomer)."""
+def build_unet(
+    channels: tuple[int, int], layers: int, heads: tuple[int, int], everywhere: bool
+) -> UNet2DConditionModel:
+    """Cross-attention at the low resolution: `everywhere` in each of its blocks, else in the middle alone, twice.
+
+    `attention_head_dim` counts heads in this class (a known misnomer).
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
         out_channels=8,
         block_out_channels=channels,
         layers_per_block=layers,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D" if everywhere else "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D" if everywhere else "UpBlock2D", "UpBlock2D"),
         attention_head_dim=heads,
+        transformer_layers_per_block=(1, 1 if everywhere else 2),
         cross_attention_dim=128,
         use_linear_projection=True,
         addition_embed_type="text_time",
@@ -78,8 +83,8 @@ def build_unet(channels: tuple[int, int], layers: int, heads: tuple[int, int]) -
 BUILD = {
     "mini-sd3/large": lambda: build_transformer(7, 3),
     "mini-sd3/small": lambda: build_transformer(2, 2),
-    "mini-sdxl/large": lambda: build_unet((64, 128), 2, (1, 2)),
-    "mini-sdxl/small": lambda: build_unet((32, 64), 1, (1, 1)),
+    "mini-sdxl/large": lambda: build_unet((64, 128), 2, (1, 2), everywhere=True),
+    "mini-sdxl/small": lambda: build_unet((32, 64), 1, (1, 1), everywhere=False),
 }
 PART = {"mini-sd3": "transformer", "mini-sdxl": "unet"}
 SCHEDULERS = {
@@ -98,7 +103,7 @@ STEPS = {"mini-sd3": 28, "mini-sdxl": 25}
 
 
 class MemberTask:
-    def __init__(self, family: str, member: str, weights: Path, work: Path, seed: int, shards: int = SHARDS):  # noqa: PLR0913
+    def __init__(self, family: str, member: str, weights: Path, work: Path, seed: int, shards: int = SHARDS):
         self.name = f"{family}/{member}"
         self.family, self.member, self.seed, self.weights = family, member, seed, weights
         self.flow = family == "mini-sd3"
@@ -112,11 +117,14 @@ class MemberTask:
         self.modules: dict[str, nn.Module] = {"denoiser": denoiser}
         encoders = ("text_encoder", "text_encoder_2") if self.flow else ("text_encoder_2",)
         self.encoders = [
-            CLIPTextModelWithProjection.from_pretrained(self.folder / e, torch_dtype=torch.float32).eval() for e in encoders
+            CLIPTextModelWithProjection.from_pretrained(self.folder / e, torch_dtype=torch.float32).eval()
+            for e in encoders
         ]
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer_2")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.scenes, self.latents = load_latents(self.folder / "vae", work, shards, 0, device, lambda t: print(t, flush=True))
+        self.scenes, self.latents = load_latents(
+            self.folder / "vae", work, shards, 0, device, lambda t: print(t, flush=True)
+        )
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = (1 - betas).cumprod(0)
         self.log_sigmas = (0.5 * ((1 - alphas) / alphas).log()).float()
@@ -152,11 +160,13 @@ class MemberTask:
     def encode(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Token states (B, 40, D) and pooled (B, P), as diffusers' `encode_prompt` makes them."""
         length = self.tokenizer.model_max_length
-        ids = self.tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
         outs = [e.to(device)(ids.to(device), output_hidden_states=True) for e in self.encoders]
         return torch.cat([o.hidden_states[-2] for o in outs], -1), torch.cat([o.text_embeds for o in outs], -1)
 
-    def _flow_loss(self, clean, noise, states, pooled, torch_rng, rng) -> Tensor:  # noqa: ANN001, PLR0913
+    def _flow_loss(self, clean, noise, states, pooled, torch_rng, rng) -> Tensor:  # noqa: ANN001
         sigma = torch.sigmoid(0.3 + torch.randn(len(clean), generator=torch_rng)).to(clean.device)
         # Zero tokens of an absent T5: mostly none, now and then some, now and then as many as the pipeline's default.
         # They are all alike, so a quarter of the batch is enough to learn to look past them.
@@ -173,10 +183,12 @@ class MemberTask:
         )[0]
         return (velocity.float() - (noise - clean)).square().mean()
 
-    def _epsilon_loss(self, clean, noise, states, pooled, torch_rng, rng) -> Tensor:  # noqa: ANN001, ARG002, PLR0913
+    def _epsilon_loss(self, clean, noise, states, pooled, torch_rng, rng) -> Tensor:  # noqa: ANN001
         count = len(clean)
         drawn = 0.2 + 1.3 * torch.randn(count, generator=torch_rng)
-        by_sigma = torch.searchsorted(self.log_sigmas, drawn.clamp(self.log_sigmas[0], self.log_sigmas[-1])).clamp(max=999)
+        by_sigma = torch.searchsorted(self.log_sigmas, drawn.clamp(self.log_sigmas[0], self.log_sigmas[-1])).clamp(
+            max=999
+        )
         uniform = torch.randint(1000, (count,), generator=torch_rng)
         time = torch.where(torch.rand(count, generator=torch_rng) < 0.15, uniform, by_sigma)
         sigma = self.log_sigmas[time].exp().to(clean.device)
@@ -214,7 +226,10 @@ class MemberTask:
             ).images
             verdicts += judge(images.float().cpu() * 2 - 1, scenes[i : i + 20])
         share = count // 5
-        figures = {"attributes": sum(v.attributes for v in verdicts) / count, "strict": sum(v.strict for v in verdicts) / count}
+        figures = {
+            "attributes": sum(v.attributes for v in verdicts) / count,
+            "strict": sum(v.strict for v in verdicts) / count,
+        }
         for k, name in enumerate("1234L"):
             some = verdicts[k * share : (k + 1) * share]
             figures[f"attributes_{name}"] = sum(v.attributes for v in some) / share

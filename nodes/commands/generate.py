@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from relay.family import FamilySpec
     from relay.pipeline import RelayOutput, RelayPipeline
 
-Prompts = Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What the pictures shall show; one prompt each.")]
+Prompts = Annotated[
+    list[str], typer.Argument(metavar="PROMPT...", help="What the pictures shall show; one prompt each.")
+]
 Out = Annotated[Path, typer.Option(help="A .png file for a single image, else a folder.")]
 Report = Annotated[Path | None, typer.Option(help="Write programs, seeds, timings and scores as JSON.")]
 

@@ -51,18 +51,24 @@ def start(
     pipe = load_pipeline(find_family(family), dtype, device, role="edge")
     pipe.plan([prompt], **call)
     with step_progress("large member") as advance:
-        made = pipe.start(prompt, seed=first_seed, num_images_per_prompt=num_images, callback_on_step_end=advance, **call)
+        made = pipe.start(
+            prompt, seed=first_seed, num_images_per_prompt=num_images, callback_on_step_end=advance, **call
+        )
     data = made.to_bytes()
     partial = out.with_name(out.name + ".part")
     partial.write_bytes(data)
     partial.replace(out)
-    print(f"{out}  {len(data)} B  at sigma {made.sigma:.4g}  seed {first_seed}  next: relay finish {out} --out FILE.png")
+    print(
+        f"{out}  {len(data)} B  at sigma {made.sigma:.4g}  seed {first_seed}  next: relay finish {out} --out FILE.png"
+    )
 
 
 def finish(
     file: Annotated[Path, typer.Argument(metavar="F.handoff")],
     out: Annotated[Path, typer.Option(help="A .png file for a single image, else a folder.")],
-    family: Annotated[str | None, typer.Option(help="Only where the handoff's family is not found by its name.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Only where the handoff's family is not found by its name.")
+    ] = None,
     dtype: opt.Dtype = None,
     device: opt.Device = None,
     threads: opt.Threads = 0,

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from nodes import options as opt
 from relay.errors import BadRequest, RelayError
 
 

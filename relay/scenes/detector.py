@@ -45,7 +45,9 @@ class SceneDetector(nn.Module):
             return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.GroupNorm(8, outputs), nn.SiLU()]
 
         self.fine = nn.Sequential(*conv(3, width, 2), *conv(width, width), *conv(width, width))  # 32 x 32
-        self.coarse = nn.Sequential(*conv(width, 2 * width, 2), *conv(2 * width, 2 * width), *conv(2 * width, 2 * width))
+        self.coarse = nn.Sequential(
+            *conv(width, 2 * width, 2), *conv(2 * width, 2 * width), *conv(2 * width, 2 * width)
+        )
         points = 2 * width * 25
         self.cell = nn.Sequential(nn.Linear(points, 256), nn.SiLU(), nn.Linear(256, 128), nn.SiLU())
         self.letter = nn.Sequential(nn.Linear(points, 256), nn.SiLU(), nn.Linear(256, 26))

@@ -89,9 +89,7 @@ def _judge_objects(asked: Scene, seen: Seen, count) -> dict[str, bool]:  # noqa:
     if len(wanted) <= 2:
         categories["single_object" if len(wanted) == 1 else "two_objects"] = shapes
     if any(want.place for want in wanted):
-        categories["position"] = all(
-            got is not None and got.shape == want.shape for want, got in pairs if want.place
-        )
+        categories["position"] = all(got is not None and got.shape == want.shape for want, got in pairs if want.place)
     if len(wanted) > 1:
         categories["attribute_binding"] = all(all(answers) for answers in right.values())
     return categories
@@ -112,6 +110,8 @@ def match_objects(wanted: list[Group], seen: list[Group]) -> list[tuple[Group, G
 def _agreement(want: Group, got: Group | None) -> int:
     if got is None:
         return 0
-    return 1 + 2 * (want.shape == got.shape) + sum(
-        getattr(want, kind) in (None, getattr(got, kind)) for kind in ("colour", "texture", "size")
+    return (
+        1
+        + 2 * (want.shape == got.shape)
+        + sum(getattr(want, kind) in (None, getattr(got, kind)) for kind in ("colour", "texture", "size"))
     )

@@ -150,7 +150,9 @@ class _Reader:
         words = [q.strip('"').strip() for q in quotes]
         good = len(words) == 1 and 1 <= len(words[0]) <= MAX_LETTERS and all(c in LETTERS for c in words[0])
         if not good:
-            raise BadRequest(f"one word of 1 to {MAX_LETTERS} capitals in double quotes can be drawn; try: {EXAMPLES[1]}")
+            raise BadRequest(
+                f"one word of 1 to {MAX_LETTERS} capitals in double quotes can be drawn; try: {EXAMPLES[1]}"
+            )
         colours = [t for t in tokens if t in COLOURS]
         rest = [t for t in tokens if t not in _FILLER | set(COLOURS) | {",", "on", "word", "letter", "letters"}]
         rest = [t for t in rest if not t.startswith('"')]

@@ -15,7 +15,7 @@ from torch import Tensor
 from relay.scenes.glyphs import STROKES
 from relay.scenes.language import Scene
 from relay.scenes.sampling import complete
-from relay.scenes.vocabulary import COLOURS, PLACES, SHAPES, TEXTURES
+from relay.scenes.vocabulary import PLACES, SHAPES, TEXTURES
 
 SIDE = 64
 RGB = {
@@ -135,7 +135,9 @@ def _word_alpha(scene: Scene, rng: np.random.Generator, side: int) -> Tensor:
     for letter, x in zip(scene.word, letter_centres(len(scene.word)), strict=True):
         left, top = x + dx - width / 2, 0.5 + dy - height / 2
         for ax, ay, bx, by in STROKES[letter]:
-            segments.append((left + ax / 2 * width, top + ay / 3 * height, left + bx / 2 * width, top + by / 3 * height))
+            segments.append(
+                (left + ax / 2 * width, top + ay / 3 * height, left + bx / 2 * width, top + by / 3 * height)
+            )
     s = torch.tensor(segments, dtype=torch.float32) * side
     grid_y, grid_x = _grid(side)
     ax, ay, bx, by = (s[:, i, None, None] for i in range(4))

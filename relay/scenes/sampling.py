@@ -35,7 +35,7 @@ _BUCKETS = 16  # 14 of 16 train, 1 validation, 1 test
 
 
 def split_of(scene: Scene) -> str:
-    """"train", "validation" or "test": a property of the scene, not of the seed that drew it."""
+    """ "train", "validation" or "test": a property of the scene, not of the seed that drew it."""
     bucket = hashlib.blake2b(scene.text().encode(), digest_size=2).digest()[0] % _BUCKETS
     return {0: "validation", 1: "test"}.get(bucket, "train")
 
@@ -78,7 +78,9 @@ def scene_stream(seed: int, split: str, complexity: str | None = None) -> Iterat
             yield scene
 
 
-def held_out(count: int, split: str = "test", seed: int = 0, complexities: tuple[str, ...] = COMPLEXITIES) -> list[Scene]:
+def held_out(
+    count: int, split: str = "test", seed: int = 0, complexities: tuple[str, ...] = COMPLEXITIES
+) -> list[Scene]:
     """`count` different held-out scenes spread evenly over the complexity classes, in class order."""
     scenes: list[Scene] = []
     for i, complexity in enumerate(complexities):
@@ -167,10 +169,10 @@ def _clause(group: Group, previous: Group | None, rng: np.random.Generator) -> s
 def complete(scene: Scene, rng: np.random.Generator) -> Scene:
     """Fill in what the caption left open, as a drawing must: one object a group, each in a cell of its own.
 
-    Texture is plain and the background white (or black) when unsaid; colour, size and place are free.
+    Texture is plain and the background white (black, ... where an object is white) when unsaid; colour, size and place are free.
     """
     used = {g.colour for g in scene.groups} | {scene.word_colour}
-    background = scene.background or ("black" if "white" in used else "white")
+    background = scene.background or next(c for c in ("white", "black", *COLOURS) if c not in used)
     inks = [c for c in COLOURS if c != background]
     free = [p for p in rng.permutation(np.array(PLACES)).tolist() if p not in {g.place for g in scene.groups}]
     objects = []
