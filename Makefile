@@ -36,7 +36,7 @@ evaluate: setup        ## the README's table: 500 held-out prompts a family (lon
 	$(BIN)/python -m experiments.evaluate --out docs/results
 
 wheel: setup
-	$(BIN)/python -m build --wheel
+	$(BIN)/hatchling build -t wheel
 
 clean:
 	rm -rf .venv out dist build *.egg-info

@@ -33,24 +33,25 @@ console = Console()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, sheets and the table.")] = Path("out/demo"),
     sample: Annotated[int, typer.Option(help="Held-out prompts behind each row of the table.")] = 40,
+    prompts: Annotated[int, typer.Option(help="Rows of the contact sheet.")] = len(PROMPTS),
     family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
 ) -> None:
     """Relay at several handoff points with both embedded families: contact sheets, and a table of quality and time."""
-    from nodes.commands.generate import quiet_libraries
+    from nodes.session import quiet_libraries
 
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for name in family or FAMILIES:
-        written += _family(name, out, sample)
+        written += _family(name, out, sample, PROMPTS[:prompts])
     console.print("\nwritten:")
     for path in written:
         console.print(f"  {path}", soft_wrap=True)
 
 
-def _family(name: str, out: Path, sample: int) -> list[Path]:
+def _family(name: str, out: Path, sample: int, prompts: tuple[str, ...]) -> list[Path]:
     from experiments.contact_sheet import Cell, contact_sheet
-    from nodes.commands.generate import score
+    from nodes.results import score
     from relay.pipeline import RelayPipeline
 
     pipe = RelayPipeline.from_pretrained(name)
@@ -58,11 +59,12 @@ def _family(name: str, out: Path, sample: int) -> list[Path]:
     programs = [pipe.plan(handoff=round(share * steps)) for share in SHARES]
     pictures = out / name
     pictures.mkdir(exist_ok=True)
-    rows, times = [], {str(p): [] for p in programs}
-    pipe(PROMPTS[0], program=programs[2], seed=0)  # load and warm up, so that no time holds a first call
+    rows = []
+    times: dict[str, list[float]] = {str(p): [] for p in programs}
+    pipe(prompts[0], program=programs[2], seed=0)  # load and warm up, so that no time holds a first call
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(f"{name}: pictures", total=len(PROMPTS) * len(programs))
-        for i, prompt in enumerate(PROMPTS):
+        task = progress.add_task(f"{name}: pictures", total=len(prompts) * len(programs))
+        for i, prompt in enumerate(prompts):
             cells = []
             for program in programs:
                 result = pipe(prompt, program=program, seed=i)

@@ -37,7 +37,7 @@ def evaluate(
     import torch
 
     from experiments.provenance import footer, provenance
-    from nodes.commands.generate import quiet_libraries
+    from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)

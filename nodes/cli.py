@@ -6,12 +6,15 @@ Nothing heavy is imported here: `relay --help` answers at once, torch is loaded 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 
 from nodes.commands import generate, handoff, inspect
 from relay.errors import BadRequest, RelayError
+
+# The base of every complaint about the command line; typer carries it without naming it.
+CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,19 +33,22 @@ app.command("doctor")(inspect.doctor)
 
 
 def main() -> None:
-    """Run the command; any error is one line on stderr and a non-zero exit (2: what was asked cannot be done)."""
+    """`relay`."""
+    run(app)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line; any error is one line on stderr and a non-zero exit (2: what was asked cannot be done)."""
     try:
         code = app(standalone_mode=False)
     except BadRequest as error:
         code = _fail(str(error), 2)
     except RelayError as error:
         code = _fail(str(error), 1)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        code = 2
-    except click.ClickException as error:
-        code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except CommandLineError as error:
+        message = error.format_message()  # empty where the help was asked for by saying nothing, and was printed
+        code = _fail(message, 2) if message else 2
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail("stopped", 130)
     except OSError as error:
         code = _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 1)

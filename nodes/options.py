@@ -26,7 +26,7 @@ SmallSteps = Annotated[
 Matching = Annotated[str | None, typer.Option(help="direct | nearest | exact: where the small member continues.")]
 Codec = Annotated[str | None, typer.Option(help="fp32 | fp16 | bf16 | int8: how the latent travels.")]
 Conditioning = Annotated[
-    str, typer.Option(help="encode: the receiver encodes the prompt again; ship: embeddings travel.")
+    str | None, typer.Option(help="encode: the receiver encodes the prompt again; ship: embeddings travel.")
 ]
 ProgramText = Annotated[
     str | None, typer.Option(help="A whole program in its text form, in place of the options above.")

@@ -6,9 +6,13 @@ Every failure is a `FamilyError` of one line: what is missing, where it was look
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from relay.errors import FamilyError
 
@@ -38,7 +42,8 @@ def installed(part: Component) -> bool:
 def weight_files(part: Component) -> list[Path]:
     """Its safetensors files on this machine, none where it is not (wholly) here."""
     if part.is_local:
-        return sorted(Path(part.repo or "", part.subfolder or "").glob(f"*{_variant(part)}*.safetensors"))
+        folder = Path(part.repo or "", part.subfolder or "")
+        return sorted(f for f in folder.glob("*.safetensors") if _variant(part) in f.name)
     from huggingface_hub import try_to_load_from_cache
 
     names = [f"{stem}{_variant(part)}.safetensors" for stem in WEIGHTS]
@@ -60,7 +65,7 @@ def download_bytes(part: Component) -> int | None:
     """Bytes that would have to be fetched: 0 where the weights are here, None where the hub cannot be asked."""
     if installed(part):
         return 0
-    if part.is_local:
+    if part.is_local or not _hub_reachable():
         return None
     from huggingface_hub import HfApi
 
@@ -88,6 +93,7 @@ def load_model(cls: Any, part: Component, dtype: str) -> Any:
             revision=part.revision,
             variant=part.variant,
             torch_dtype=getattr(torch, DTYPES[dtype]),
+            use_safetensors=True,  # never unpickle
         )
 
     return _or_family_error(part, load).eval()
@@ -107,7 +113,8 @@ def place(model: Any, device: torch.device, offload: str, hooks: list[Any]) -> A
 
     if offload == "sequential":
         return cpu_offload(model, device)
-    model, hook = cpu_offload_with_hook(model, device)
+    # like diffusers' sequence: a component that runs sends the one loaded before it back to the CPU
+    model, hook = cpu_offload_with_hook(model, device, prev_module_hook=hooks[-1] if hooks else None)
     hooks.append(hook)
     return model
 
@@ -124,8 +131,11 @@ def _fetch(part: Component, file: str) -> Path:
         if not path.is_file():
             raise FamilyError(f"there is no {file} in {path.parent}: the folder is not a whole diffusers checkpoint")
         return path
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    cached = try_to_load_from_cache(part.repo or "", _inside(part, file), revision=part.revision)
+    if isinstance(cached, str):
+        return Path(cached)
     return Path(
         _or_family_error(part, lambda: hf_hub_download(part.repo or "", _inside(part, file), revision=part.revision))
     )
@@ -134,16 +144,35 @@ def _fetch(part: Component, file: str) -> Path:
 def _or_family_error(part: Component, load: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
 
+    reason = "the hub cannot be reached"
     try:
-        return load()
+        if part.is_local or weight_files(part) or _hub_reachable():
+            return load()
     except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        if part.is_local:
-            raise FamilyError(f"{part} cannot be loaded: {reason}") from None
-        raise FamilyError(
-            f"{part} is neither in the hub's cache nor to be had from the hub ({reason}); fetch it with "
-            f"`hf download {part.repo}` where there is a network, or name a local folder in the family's YAML"
-        ) from None
+    if part.is_local:
+        raise FamilyError(f"{part} cannot be loaded: {reason}")
+    raise FamilyError(
+        f"{part} is not on this machine and was not fetched ({reason}); run `hf download {part.repo}` "
+        "where there is a network, or name a local folder in the family's YAML"
+    )
+
+
+@cache
+def _hub_reachable() -> bool:
+    """Whether a connection to the hub opens at once: its client would retry for half a minute before it says no."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # a proxy may reach what we cannot
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _inside(part: Component, file: str) -> str:

@@ -58,7 +58,7 @@ class Conditioning:
         digest = blake2b(digest_size=16)
         for name, tensor in self.tensors().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -299,6 +299,9 @@ class Family:
             asked = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         try:
             device = torch.device(asked)
+        except RuntimeError:
+            raise BadRequest(f"there is no device {asked!r}: use auto, cpu, cuda, cuda:N or mps") from None
+        try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]

@@ -175,11 +175,10 @@ def _folder_spec(folder: Path) -> FamilySpec:
     """A diffusers folder whose small member lies beside the large one as `unet_small` or `transformer_small`."""
     large = Component(repo=str(folder))
     pipeline = read_json(large, "model_index.json").get("_class_name")
-    for name, architecture in ARCHITECTURES.items():
-        if architecture.pipeline == pipeline:
-            break
-    else:
+    name = next((name for name, each in ARCHITECTURES.items() if each.pipeline == pipeline), None)
+    if name is None:
         raise FamilyError(f"{folder} holds a {pipeline}: supported are SD3 and SDXL pipelines")
+    architecture = ARCHITECTURES[name]
     small = f"{architecture.denoiser}_small"
     if not (folder / small).is_dir():
         raise FamilyError(f"{folder} has no small member: put one into its sub-folder {small}, or write a YAML")

@@ -110,7 +110,7 @@ class Handoff:
         header = msgspec.msgpack.encode(
             Header(
                 **{name: getattr(self, name) for name in _PLAIN},
-                shape=tuple(self.latent.shape),
+                shape=tuple(self.latent.shape),  # type: ignore[arg-type]
                 conditioning=[
                     Frame(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
                     for name, tensor in tensors.items()

@@ -70,40 +70,41 @@ def _first(sigma_s: float, s_index: int, own: tuple[float, ...], matching: str) 
 
 
 def _length_for(sigma_s: float, schedule_for: ScheduleFor, n: int, matching: str) -> int:
-    """The schedule length T' of which exactly `n` steps remain below sigma_s, its own sigma closest to sigma_s.
+    """The schedule length T' of which exactly `n` steps remain at sigma_s, its own sigma there closest to sigma_s.
 
-    The steps that remain grow with T', so a doubling search brackets n and a bisection finds its edges; a few lengths
-    beyond them are looked at too, for leading spacing rounds and so is monotone only almost.
+    The n-th sigma from the end falls as the schedule grows finer, so a doubling search and a bisection find where it
+    passes sigma_s; the lengths around that are compared.
     """
     if n < 1:
         raise BadRequest(f"at least one step must remain for the receiver, not {n}")
 
-    def remaining(steps: int) -> float:
-        try:
-            return steps - _first(sigma_s, 0, schedule_for(steps).sigmas, matching)
-        except BadRequest:  # too short to reach up to sigma_s, or longer than the scheduler can make
-            return -math.inf if steps <= n else math.inf
-
-    def first_length_with(count: int, low: int) -> int:
-        high = low
-        while high < MAX_SCHEDULE and remaining(high) < count:
-            low, high = high, min(2 * high, MAX_SCHEDULE)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if remaining(middle) >= count else (middle + 1, high)
-        return low
-
-    low = first_length_with(n, n)
-    high = first_length_with(n + 1, low)
-    fitting = [T for T in range(max(n, low - 4), min(high + 4, MAX_SCHEDULE) + 1) if remaining(T) == n]
-    if not fitting:
-        raise BadRequest(f"no schedule of up to {MAX_SCHEDULE} steps leaves {n} steps below sigma {sigma_s:.6g}")
+    def passed(steps: int) -> bool:
+        for length in range(steps, steps + 4):  # diffusers' trailing spacing cannot make a few lengths, such as 61
+            try:
+                return schedule_for(length).sigmas[length - n] <= sigma_s * (1 + SAME)
+            except BadRequest:
+                continue
+        return True  # longer than the scheduler can make
 
     def distance(steps: int) -> float:
-        own = schedule_for(steps).sigmas
-        return abs(math.log(own[_first(sigma_s, 0, own, matching)] / sigma_s))
+        """In log sigma, infinite where another number of steps than n remains."""
+        try:
+            own = schedule_for(steps).sigmas
+            first = _first(sigma_s, 0, own, matching)
+        except BadRequest:
+            return math.inf
+        return abs(math.log(own[first] / sigma_s)) if steps - first == n else math.inf
 
-    return min(fitting, key=distance)
+    low = high = n
+    while high < MAX_SCHEDULE and not passed(high):
+        low, high = high + 1, min(2 * high, MAX_SCHEDULE)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if passed(middle) else (middle + 1, high)
+    best = min(range(max(n, low - 4), low + 5), key=distance)  # leading spacing rounds: look around
+    if math.isinf(distance(best)):
+        raise BadRequest(f"no schedule of up to {MAX_SCHEDULE} steps leaves {n} steps at sigma {sigma_s:.6g}")
+    return best
 
 
 def plan(

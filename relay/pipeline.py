@@ -7,10 +7,11 @@ socket; two hosts use `start` and `finish`.
 
 from __future__ import annotations
 
+import inspect
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,10 +42,10 @@ class RelayOutput:
     images: Any  # list of PIL images, or an array or tensor, as `output_type` says
     program: Program
     prompts: list[str]
-    seeds: list[int | None]  # None where one generator drew the noise of a whole batch
+    seeds: list[int | None]  # None where no seed alone gives the noise: given latents, one generator for a batch, ...
     timings: dict[str, float]  # seconds: encode, denoise[leg] MEMBER, handoff, decode
     handoff_bytes: int = 0
-    negative_prompt: str | list[str] | None = None
+    negative_prompts: list[str] | None = None
     deviation: dict[str, Any] | None = None
 
     @property
@@ -54,9 +55,9 @@ class RelayOutput:
 
     def only(self, i: int) -> RelayOutput:
         """The output of image i alone (its timings are the batch's)."""
-        negative = self.negative_prompt[i] if isinstance(self.negative_prompt, list) else self.negative_prompt
-        one = {"prompts": self.prompts[i : i + 1], "seeds": self.seeds[i : i + 1], "negative_prompt": negative}
-        return replace(self, images=self.images[i : i + 1], **one)
+        negative = None if self.negative_prompts is None else self.negative_prompts[i : i + 1]
+        prompts, seeds = self.prompts[i : i + 1], self.seeds[i : i + 1]
+        return replace(self, images=self.images[i : i + 1], prompts=prompts, seeds=seeds, negative_prompts=negative)
 
 
 @dataclass
@@ -216,13 +217,12 @@ class RelayPipeline:
         `small_steps` how many the small one takes; `small_schedule_steps` the length of its schedule. `guidance_scale`
         is one value or (large, small). BadRequest on whatever contradicts itself or cannot be done.
         """
-        spec = self.family.spec
-        size = self._size(width, height)
-        schedules = self.family.schedules(size)
         if prompts is not None:
             texts = [prompts] if isinstance(prompts, str) else list(prompts)
             negatives = [] if negative_prompt is None else negative_prompt
             self._check_texts(texts, [negatives] if isinstance(negatives, str) else list(negatives))
+        spec = self.family.spec
+        schedules = self.family.schedules(self._size(width, height))
         if program is not None:
             fixed = {
                 "num_inference_steps": num_inference_steps, "handoff": handoff, "mode": mode, "small_steps": small_steps,
@@ -258,15 +258,15 @@ class RelayPipeline:
     # --- checks: all before any weights load ---
 
     def _job(self, prompt: Any, negative: Any, count: int, plan: dict[str, Any]) -> _Job:
-        known = set(RelayPipeline.plan.__kwdefaults__) - {"negative_prompt"}
+        known = set(inspect.signature(RelayPipeline.plan).parameters) - {"self", "prompts", "negative_prompt"}
         if unknown := plan.keys() - known:
             raise BadRequest(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else _listed("the prompt is text", prompt)
         _whole("num_images_per_prompt", count, 1, MAX_IMAGES)
         if isinstance(negative, str) or negative is None:
             negatives = None if negative is None else [negative] * len(prompts)
         else:
-            negatives = list(negative)
+            negatives = _listed("the negative prompt is text", negative)
             if len(negatives) != len(prompts):
                 raise BadRequest(f"{len(prompts)} prompts need as many negative prompts, not {len(negatives)}")
         program = self.plan(prompts, negative_prompt=negatives, **plan)
@@ -275,7 +275,12 @@ class RelayPipeline:
             return [text for text in texts for _ in range(count)]
 
         size = self._size(plan.get("width"), plan.get("height"))
-        return _Job(program, each(prompts), None if negatives is None else each(negatives), size)
+        job = _Job(program, each(prompts), None if negatives is None else each(negatives), size)
+        if negatives is not None and not job.guided:
+            raise BadRequest("a negative prompt does nothing without guidance: ask for a guidance above 1")
+        if len({leg.member for leg in program.legs}) > 1:
+            self.family.members_share_latent_space()
+        return job
 
     def _check_prompts(self, job: _Job) -> None:
         self._check_texts(job.prompts, job.negatives or [])
@@ -336,21 +341,26 @@ class RelayPipeline:
         images = len(job.prompts)
         if latents is not None:
             shape = (images, self.family.channels, job.size[1] // self.family.factor, job.size[0] // self.family.factor)
-            if tuple(latents.shape) != shape:
-                raise BadRequest(f"latents of shape {tuple(latents.shape)}, expected {shape}")
+            if not isinstance(latents, torch.Tensor) or tuple(latents.shape) != shape:
+                shown = tuple(getattr(latents, "shape", ()))
+                raise BadRequest(f"latents of shape {shown}, expected a tensor of shape {shape}")
+            if not torch.isfinite(latents).all():
+                raise BadRequest("latents hold non-finite values")
             unit, job.seeds = latents.float(), [None] * images
         else:
             if generator is None:
                 first = secrets.randbelow(2**31) if seed is None else _whole("seed", seed, 0, 2**63 - 1 - images)
-                job.seeds = [first + i % count for i in range(images)]
-                generator = [torch.Generator().manual_seed(s) for s in job.seeds]
+                numbers = [first + i % count for i in range(images)]
+                generator, job.seeds = [torch.Generator().manual_seed(n) for n in numbers], list(numbers)
             elif isinstance(generator, torch.Generator):
-                job.seeds = [generator.initial_seed()] if images == 1 else [None] * images
+                job.seeds = [_fresh_seed(generator)] if images == 1 else [None] * images
             else:
-                generator = list(generator)
+                generator = _listed("generator takes a torch.Generator", generator)
+                if not all(isinstance(each, torch.Generator) for each in generator):
+                    raise BadRequest("generator takes one torch.Generator, or a list of them")
                 if len(generator) != images:
                     raise BadRequest(f"{images} images need one generator or as many, not {len(generator)}")
-                job.seeds = [g.initial_seed() for g in generator]
+                job.seeds = [_fresh_seed(g) for g in generator]
             unit = self.family.initial_noise(images, job.size, generator)
         first_leg = job.program.legs[0]
         schedule = self.family.schedules(job.size)[first_leg.member](first_leg.steps_total)
@@ -375,8 +385,9 @@ class RelayPipeline:
         """Leg k from noise (`received` None) or from a handoff; the receiver does the sigma matching."""
         leg = job.program.legs[k]
         sigmas = self._leg_sigmas(job, k, received)
+        done = received.index if received is not None and received.under_way else 0
         denoiser = self.family.denoiser(leg.member)
-        report = on_step(k, sigmas)
+        report = on_step(k, sigmas[done:])
 
         def each(i: int, sigma: float, x: torch.Tensor) -> torch.Tensor | None:
             if trace:
@@ -384,7 +395,9 @@ class RelayPipeline:
             return report(i, sigma, x)
 
         with job.timed(f"denoise[{k}] {leg.member}"):
-            latent = walk_leg(denoiser, latent, sigmas, cond, job.program.guidance[k], member=leg.member, on_step=each)
+            latent = walk_leg(
+                denoiser, latent, sigmas[done:], cond, job.program.guidance[k], member=leg.member, on_step=each
+            )
         return latent, sigmas
 
     def _leg_sigmas(self, job: _Job, k: int, received: Handoff | None) -> list[float]:
@@ -392,7 +405,7 @@ class RelayPipeline:
         if received is None:
             return sigma_matching.leg_sigmas(job.program, k, schedules, None)
         if received.under_way:  # a checkpoint inside leg k: the sender's own list goes on
-            return received.sigmas_walked[received.index :]
+            return received.sigmas_walked
         return sigma_matching.leg_sigmas(job.program, k, schedules, received.sigma, job.program.legs[k - 1].last)
 
     def _reference(self, job: _Job, k: int, received: Handoff, cond: Conditioning) -> IntensityTrace:
@@ -461,7 +474,7 @@ class RelayPipeline:
             seeds=job.seeds,
             timings=job.timings,
             handoff_bytes=job.handoff_bytes,
-            negative_prompt=job.negatives,
+            negative_prompts=job.negatives,
             deviation=job.deviation,
         )
 
@@ -502,6 +515,20 @@ def _whole(name: str, value: Any, low: int, high: int) -> Any:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
         raise BadRequest(f"{name} must be a whole number from {low} to {high}, not {value!r}")
     return value
+
+
+def _listed(what: str, value: Any) -> list[Any]:
+    """`value` as a list; `what` says what else it might have been."""
+    if not isinstance(value, Iterable):
+        raise BadRequest(f"{what} or a list, not {type(value).__name__}")
+    return list(value)
+
+
+def _fresh_seed(generator: torch.Generator) -> int | None:
+    """The seed that draws this generator's noise again, None where it has been drawn from or is no CPU generator."""
+    seed = generator.initial_seed()
+    fresh = torch.Generator().manual_seed(seed).get_state()
+    return seed if generator.device.type == "cpu" and torch.equal(fresh, generator.get_state()) else None
 
 
 def _synchronize() -> None:

@@ -23,6 +23,7 @@ def euler_step(x: torch.Tensor, denoised: torch.Tensor, sigma: torch.Tensor, sig
     return torch.where(then == 0, denoised, x + (x - denoised) / now * (then - now))
 
 
+@torch.inference_mode()
 def walk_leg(
     denoiser: Denoiser,
     x: torch.Tensor,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from relay.errors import BadRequest, FamilyError
@@ -76,7 +77,7 @@ def make_schedule(config: Mapping[str, Any], steps: int, image_seq_len: int | No
         sigmas = tuple(scheduler.sigmas.tolist())
     except (ValueError, IndexError, ZeroDivisionError):
         sigmas = ()
-    descending = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    descending = all(a > b for a, b in pairwise(sigmas))
     if len(sigmas) != steps + 1 or sigmas[-1] != 0 or not (descending and math.isfinite(sigmas[0])):
         raise BadRequest(f"{name} cannot make a descending schedule of {steps} steps with this config: ask for fewer")
     return Schedule(sigmas, float(scheduler.init_noise_sigma) if kind == "epsilon" else 1.0, kind)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from experiments.training.budget import Budget
+from nodes.cli import run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -14,10 +18,10 @@ Minutes = Annotated[float | None, typer.Option(help="Length of this piece; defau
 Total = Annotated[float | None, typer.Option(help="Horizon of the learning-rate schedule, over all pieces together.")]
 
 
-def _weights() -> Path:
+def _shipped() -> Path:
     import relay
 
-    return Path(relay.__file__).parent / "weights"
+    return Path(relay.__file__).resolve().parent / "weights"
 
 
 @app.callback()
@@ -26,7 +30,41 @@ def _root() -> None:
 
 
 FAMILIES = ("mini-sd3", "mini-sdxl")
-DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "large": 90, "small": 30}
+PARTS = ("vae", "text", "judge", *(f"{family}/{member}" for family in FAMILIES for member in ("large", "small")))
+DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "large": 120, "small": 30}
+
+
+Work = Annotated[Path, typer.Option(help="Checkpoints, curves and the latent cache.")]
+Out = Annotated[Path, typer.Option(help="Where weights go; shipped ones that a part builds on are copied there first.")]
+Start = Annotated[str, typer.Option(help="fresh | shipped: go on from the package's half-precision weights.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
+
+
+@app.command()
+def family(
+    name: Annotated[str, typer.Argument(help="mini-sd3 | mini-sdxl")],
+    scale: Annotated[float, typer.Option(help="Of the default minutes: 2 trains everything twice as long.")] = 1.0,
+    minutes: Minutes = None,
+    work: Work = Path("runs/training"),
+    out: Out = Path("runs/weights"),
+    seed: int = 0,
+    device: str = "auto",
+    threads: Threads = 0,
+    start: Start = "fresh",
+) -> None:
+    """Train a whole family, part after part: VAE, text encoder, judge, large, small. Goes on where it stopped.
+
+    With --minutes each call does at most that much of the first part that is not done, and leaves usable weights.
+    """
+    _known(name in FAMILIES, f"no family is called '{name}'; families: {', '.join(FAMILIES)}")
+    for each in ("vae", "text", "judge", f"{name}/large", f"{name}/small"):
+        total = DEFAULT_MINUTES[each.split("/")[-1]] * scale
+        if _spent(work / each.replace("/", "-")) >= total:
+            continue
+        _train(each, Budget(total, minutes, seed, device), work, out, threads, start)
+        if minutes is not None:
+            break
+    card(name, work, out)
 
 
 @app.command()
@@ -36,25 +74,68 @@ def part(
     ],
     total_minutes: Total = None,
     minutes: Minutes = None,
-    work: Annotated[Path, typer.Option(help="Checkpoints, curves and the latent cache.")] = Path("runs/training"),
-    out: Annotated[Path | None, typer.Option(help="Where weights go; default: the package's own.")] = None,
+    work: Work = Path("runs/training"),
+    out: Out = Path("runs/weights"),
     seed: int = 0,
     device: str = "auto",
-    threads: int = 0,
+    threads: Threads = 0,
+    start: Start = "fresh",
 ) -> None:
     """Train one part (the two families share VAE, text encoder and judge); goes on where it stopped."""
+    _known(name in PARTS, f"no part is called '{name}'; parts: {', '.join(PARTS)}")
+    total = total_minutes or DEFAULT_MINUTES[name.split("/")[-1]]
+    _train(name, Budget(total, minutes, seed, device), work, out, threads, start)
+
+
+@app.command()
+def card(
+    name: Annotated[str, typer.Argument(help="mini-sd3 | mini-sdxl")],
+    work: Work = Path("runs/training"),
+    out: Out = Path("runs/weights"),
+) -> None:
+    """Write the model card of a family from the provenance beside its weights."""
+    from experiments.training.card import write_card
+
+    _known(name in FAMILIES, f"no family is called '{name}'; families: {', '.join(FAMILIES)}")
+    print(write_card(out, name, work))
+
+
+def _known(fine: bool, otherwise: str) -> None:
+    if not fine:
+        raise typer.BadParameter(otherwise)
+
+
+def _spent(state: Path) -> float:
+    """Minutes that a part was trained for, as its validation log says."""
+    log = state / "validation.csv"
+    return float(log.read_text().splitlines()[-1].split(",")[1]) if log.exists() else 0.0
+
+
+def _train(name: str, budget: Budget, work: Path, out: Path, threads: int, start: str) -> None:
     import torch
 
-    from experiments.training.loop import Budget, train
+    from experiments.training.loop import train
 
+    _known(start in ("fresh", "shipped"), f"--start is fresh or shipped, not '{start}'")
     if threads:
         torch.set_num_threads(threads)
-    weights = out or _weights()
-    total = total_minutes or DEFAULT_MINUTES[name.split("/")[-1]]
-    command = "relay-train " + " ".join(sys.argv[1:])
-    task = _task(name, weights, work, seed)
-    state = work / name.replace("/", "-")
-    train(task, state, Budget(total, minutes, seed, device, command=command), say=lambda text: print(text, flush=True))
+    budget.command = "relay-train " + " ".join(sys.argv[1:])
+    _bring_shipped_parts(out)
+    task = _task(name, out, work, budget.seed)
+    if start == "shipped":
+        budget.extra["started_from"] = "the shipped half-precision weights"
+        task.load_shipped(_shipped())
+    train(task, work / name.replace("/", "-"), budget, say=lambda text: print(text, flush=True))
+
+
+def _bring_shipped_parts(out: Path) -> None:
+    """Copy what a part may build on and is not there yet: VAE, text encoders, tokenizers."""
+    if out.resolve() == _shipped():
+        return
+    for name in FAMILIES:
+        for source in _shipped().joinpath(name).glob("*"):
+            if source.name.startswith(("vae", "text_encoder", "tokenizer")) and not (out / name / source.name).exists():
+                shutil.copytree(source, out / name / source.name)
 
 
 def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
@@ -71,18 +152,14 @@ def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
         from experiments.training.judge import JudgeTask
 
         return JudgeTask(weights, seed)
-    family, _, member = name.partition("/")
-    if family in FAMILIES and member in {"large", "small"}:
-        from experiments.training.members import MemberTask
+    from experiments.training.members import MemberTask
 
-        return MemberTask(family, member, weights, work, seed)
-    raise typer.BadParameter(
-        f"no part is called '{name}'; parts: vae, text, judge, {', '.join(f'{f}/large' for f in FAMILIES)}, ..."
-    )
+    family, _, member = name.partition("/")
+    return MemberTask(family, member, weights, work, seed)
 
 
 def main() -> None:
-    app()
+    run(app)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from experiments.training.export import replace_folder, write_provenance
@@ -95,6 +95,10 @@ class JudgeTask:
         detector = modules["detector"]
         assert isinstance(detector, SceneDetector)
         return accuracy(detector, self.clean, self.scenes)
+
+    def load_shipped(self, weights: Path) -> None:
+        tensors = load_file(weights / "scene-judge" / "model.safetensors")
+        self.modules["detector"].load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
 
     def export(self, modules: dict[str, nn.Module], provenance: dict[str, Any]) -> None:
         folder = self.weights / "scene-judge"

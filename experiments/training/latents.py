@@ -1,13 +1,13 @@
 """The members' data set: scenes rendered and encoded once, in shards, so that a killed run goes on.
 
 A shard is a function of (data version, seed, number, VAE): its scenes are drawn again from the seed, only the latents
-are stored (fp16). Both families share it, since they share the VAE.
+are stored (fp16). Both families share it, since they share the VAE. Shards are made when training first reaches them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,48 @@ from relay.scenes.sampling import DATA_VERSION, sample_scene, split_of
 SHARD = 4096
 
 
+class Latents:
+    """Scenes as captioned (what a caption leaves open stays open) and their latents (N, 8, 16, 16) fp16."""
+
+    def __init__(self, vae_folder: Path, work: Path, seed: int, device: torch.device):
+        weights = (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes()
+        digest = hashlib.blake2b(weights, digest_size=4).hexdigest()
+        self.folder = work / f"latents-v{DATA_VERSION}-{digest}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.vae_folder, self.seed, self.device = vae_folder, seed, device
+        self.scenes: list[Scene] = []
+        self.shards: list[Tensor] = []
+
+    def grow(self, shards: int) -> None:
+        """Have at least so many shards at hand."""
+        while len(self.shards) < shards:
+            number = len(self.shards)
+            scenes, rng = shard_scenes(self.seed, number)
+            path = self.folder / f"{self.seed}-{number:04d}.pt"
+            if not path.exists():
+                partial = path.with_suffix(f".{os.getpid()}.part")
+                torch.save(self._encode(scenes, rng), partial)
+                partial.replace(path)
+            self.scenes += scenes
+            self.shards.append(torch.load(path, weights_only=True))
+
+    def pick(self, indices: np.ndarray) -> tuple[list[Scene], Tensor]:
+        """Scenes and latents (B, 8, 16, 16) fp32 at these indices."""
+        rows = [self.shards[i // SHARD][i % SHARD].float() for i in indices]
+        return [self.scenes[i] for i in indices], torch.stack(rows)
+
+    @torch.inference_mode()
+    def _encode(self, scenes: list[Scene], rng: np.random.Generator) -> Tensor:
+        vae = AutoencoderTiny.from_pretrained(self.vae_folder, torch_dtype=torch.float32).to(self.device).eval()
+        parts = []
+        for i in range(0, SHARD, 128):
+            images = render(scenes[i : i + 128], rng).to(self.device, memory_format=torch.channels_last)
+            parts.append(vae.encoder(images).half().cpu())
+        return torch.cat(parts)
+
+
 def shard_scenes(seed: int, number: int) -> tuple[list[Scene], np.random.Generator]:
-    """The scenes of one shard as captioned (what a caption leaves open stays open), and the generator that draws them."""
+    """The scenes of one shard, and the generator that draws what they leave open."""
     rng = np.random.default_rng((5, seed, number))
     scenes: list[Scene] = []
     while len(scenes) < SHARD:
@@ -31,33 +71,3 @@ def shard_scenes(seed: int, number: int) -> tuple[list[Scene], np.random.Generat
         if split_of(scene) == "train":
             scenes.append(scene)
     return scenes, rng
-
-
-@torch.inference_mode()
-def load_latents(
-    vae_folder: Path, work: Path, shards: int, seed: int, device: torch.device, say: Callable[[str], None]
-) -> tuple[list[Scene], Tensor]:
-    """Scenes and their latents (N, 8, 16, 16) fp16; makes the shards that are missing."""
-    vae = AutoencoderTiny.from_pretrained(vae_folder, torch_dtype=torch.float32).to(device).eval()
-    digest = hashlib.blake2b(
-        (vae_folder / "diffusion_pytorch_model.safetensors").read_bytes(), digest_size=4
-    ).hexdigest()
-    folder = work / f"latents-v{DATA_VERSION}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
-    scenes: list[Scene] = []
-    latents: list[Tensor] = []
-    for number in range(shards):
-        path = folder / f"{seed}-{number:04d}.pt"
-        drawn, rng = shard_scenes(seed, number)
-        if not path.exists():
-            parts = []
-            for i in range(0, SHARD, 128):
-                images = render(drawn[i : i + 128], rng).to(device, memory_format=torch.channels_last)
-                parts.append(vae.encoder(images).half().cpu())
-            partial = path.with_suffix(f".part{torch.randint(1 << 30, ()).item()}")
-            torch.save(torch.cat(parts), partial)
-            partial.replace(path)
-            say(f"latents: shard {number + 1} of {shards}")
-        scenes += drawn
-        latents.append(torch.load(path, weights_only=True))
-    return scenes, torch.cat(latents)

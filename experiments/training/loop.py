@@ -13,12 +13,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from experiments.training.budget import Budget
 
 
 class Task(Protocol):
@@ -41,18 +42,9 @@ class Task(Protocol):
         """Write usable weights from the averaged modules."""
         ...
 
-
-@dataclass
-class Budget:
-    """`total_minutes`: horizon of the learning-rate schedule. `minutes`: length of this piece (default: all that is left)."""
-
-    total_minutes: float
-    minutes: float | None = None
-    seed: int = 0
-    device: str = "auto"
-    validate_every: float = 4.0
-    command: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    def load_shipped(self, weights: Path) -> None:
+        """Start from the half-precision weights in a folder instead of from nothing."""
+        ...
 
 
 def pick_device(name: str) -> torch.device:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from experiments.training.export import save_half
-from experiments.training.latents import load_latents
+from experiments.training.latents import SHARD, Latents
 from relay.scenes.judge import judge
 from relay.scenes.sampling import caption, held_out
 
@@ -122,9 +122,7 @@ class MemberTask:
         ]
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer_2")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.scenes, self.latents = load_latents(
-            self.folder / "vae", work, shards, 0, device, lambda t: print(t, flush=True)
-        )
+        self.data, self.shards = Latents(self.folder / "vae", work, 0, device), shards
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = (1 - betas).cumprod(0)
         self.log_sigmas = (0.5 * ((1 - alphas) / alphas).log()).float()
@@ -134,7 +132,7 @@ class MemberTask:
         """The matrices inside the blocks but the modulation's, whose inputs are one vector a sample."""
         if not self.flow:
             return []
-        blocks = self.modules["denoiser"].transformer_blocks.named_parameters()  # type: ignore[union-attr,operator]
+        blocks = self.modules["denoiser"].transformer_blocks.named_parameters()  # type: ignore[union-attr]
         return [p for n, p in blocks if p.ndim == 2 and "norm" not in n]
 
     # --- one step ---
@@ -142,9 +140,11 @@ class MemberTask:
     def loss(self, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((6, self.seed, step))
         torch_rng = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        chosen = rng.integers(len(self.scenes), size=self.batch_size)
-        captions = [caption(self.scenes[i], rng) for i in chosen]
-        clean = self.latents[torch.from_numpy(chosen)].float().to(device)
+        # Every new scene is met once before the old ones come again.
+        shards = min(self.shards, 1 + step * self.batch_size // SHARD)
+        self.data.grow(shards)
+        scenes, clean = self.data.pick(rng.integers(shards * SHARD, size=self.batch_size))
+        captions, clean = [caption(scene, rng) for scene in scenes], clean.to(device)
         noise = torch.randn(clean.shape, generator=torch_rng).to(device)
         dropped = torch.rand(self.batch_size, generator=torch_rng) < CAPTION_DROPOUT
         if self.flow:
@@ -251,6 +251,12 @@ class MemberTask:
             )  # fmt: skip
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(device)
+
+    def load_shipped(self, weights: Path) -> None:
+        part = PART[self.family] + ("_small" if self.member == "small" else "")
+        live: Any = self.modules["denoiser"]
+        shipped = type(live).from_pretrained(weights / self.family / part, torch_dtype=torch.float32)
+        live.load_state_dict(shipped.state_dict())
 
     def export(self, modules: dict[str, nn.Module], provenance: dict[str, Any]) -> None:
         part = PART[self.family] + ("_small" if self.member == "small" else "")

@@ -105,14 +105,14 @@ class TextTask:
     def __init__(self, folders: list[Path], seed: int):
         self.tokenizer = build_tokenizer()
         first, second = build_text_encoders(len(self.tokenizer))
-        self.modules: dict[str, nn.Module] = {"first": first, "second": second, "heads": _Heads()}
+        self.modules: dict[str, Any] = {"first": first, "second": second, "heads": _Heads()}
         self.folders, self.seed = folders, seed
         rng = np.random.default_rng(11)
         self.held_out = [caption(scene, rng) for scene in held_out(1500, "validation")]
 
     def loss(self, step: int, device: torch.device) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((2, self.seed, step))
-        captions = []
+        captions: list[str] = []
         while len(captions) < self.batch_size:
             scene = sample_scene(rng)
             if split_of(scene) == "train":
@@ -121,7 +121,7 @@ class TextTask:
         size = states.float().square().mean()
         return sum(losses) + 1e-2 * (size - 1).relu(), {"right": right.float().mean().item(), "size": size.item()}
 
-    def _read(self, modules: dict[str, nn.Module], captions: list[str], device: torch.device):  # noqa: ANN202
+    def _read(self, modules: dict[str, Any], captions: list[str], device: torch.device):  # noqa: ANN202
         """Losses of all heads, whether each caption was read without an error, and the states."""
         ids = self.tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
         first = modules["first"](ids.to(device), output_hidden_states=True)
@@ -147,13 +147,21 @@ class TextTask:
         return losses, right, states
 
     @torch.inference_mode()
-    def validate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
+    def validate(self, modules: dict[str, Any]) -> dict[str, float]:
         device = next(modules["first"].parameters()).device
         right = [self._read(modules, self.held_out[i : i + 100], device)[1] for i in range(0, len(self.held_out), 100)]
         by_class = torch.cat(right).float().view(5, -1).mean(1).tolist()
         return {"right": sum(by_class) / 5, **{f"right_{c}": v for c, v in zip("1234L", by_class, strict=True)}}
 
-    def export(self, modules: dict[str, nn.Module], provenance: dict[str, Any]) -> None:
+    def load_shipped(self, weights: Path) -> None:
+        """The encoders go on; the heads that read them are not shipped and start anew."""
+        for name, part in (("first", "text_encoder"), ("second", "text_encoder_2")):
+            shipped = CLIPTextModelWithProjection.from_pretrained(
+                weights / "mini-sd3" / part, torch_dtype=torch.float32
+            )
+            self.modules[name].load_state_dict(shipped.state_dict())
+
+    def export(self, modules: dict[str, Any], provenance: dict[str, Any]) -> None:
         for folder in self.folders:
             encoders = {"text_encoder": "first", "text_encoder_2": "second"}
             if "sdxl" in folder.name:

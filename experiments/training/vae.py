@@ -18,6 +18,7 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from experiments.training.export import save_half
+from relay.scenes.language import Scene
 from relay.scenes.render import render
 from relay.scenes.sampling import held_out, sample_scene, split_of
 
@@ -43,7 +44,7 @@ def build_vae() -> AutoencoderTiny:
 def training_images(step: int, seed: int, batch: int, stream: int) -> Tensor:
     """Images (batch, 3, 64, 64) of training scenes; a function of (stream, seed, step) alone."""
     rng = np.random.default_rng((stream, seed, step))
-    scenes = []
+    scenes: list[Scene] = []
     while len(scenes) < batch:
         scene = sample_scene(rng)
         if split_of(scene) == "train":
@@ -59,7 +60,7 @@ class VaeTask:
     def __init__(self, folders: list[Path], seed: int):
         vae = build_vae().to(memory_format=torch.channels_last)
         norm = nn.BatchNorm2d(LATENT_CHANNELS, affine=False, momentum=0.02, eps=1e-5)
-        self.modules: dict[str, nn.Module] = {"vae": vae, "norm": norm}
+        self.modules: dict[str, Any] = {"vae": vae, "norm": norm}
         self.folders, self.seed = folders, seed
         self.clean = render(held_out(320, "validation"), np.random.default_rng(7))
 
@@ -73,7 +74,7 @@ class VaeTask:
         return error + 0.05 * (out - images).abs().mean(), {"mse": error.item()}
 
     @torch.inference_mode()
-    def validate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
+    def validate(self, modules: dict[str, Any]) -> dict[str, float]:
         vae = fold_standardisation(modules["vae"], self.clean)
         latents = vae.encoder(self.clean.contiguous(memory_format=torch.channels_last))
         out = torch.cat([vae.decoder(chunk) for chunk in latents.split(64)])
@@ -85,7 +86,11 @@ class VaeTask:
             "largest_latent": latents.abs().max().item(),
         }
 
-    def export(self, modules: dict[str, nn.Module], provenance: dict[str, Any]) -> None:
+    def load_shipped(self, weights: Path) -> None:
+        shipped = AutoencoderTiny.from_pretrained(weights / self.folders[0].name / "vae", torch_dtype=torch.float32)
+        self.modules["vae"].load_state_dict(shipped.state_dict())
+
+    def export(self, modules: dict[str, Any], provenance: dict[str, Any]) -> None:
         vae = fold_standardisation(modules["vae"], self.clean)
         for folder in self.folders:
             save_half(vae, folder / "vae", provenance)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nodes import options as opt
+from nodes.results import describe, image_paths, save_result
+from nodes.session import load_pipeline, step_progress
 from relay.errors import BadRequest, HandoffRefused
 
 
@@ -20,7 +22,7 @@ def start(
     small_steps: opt.SmallSteps = None,
     matching: opt.Matching = None,
     codec: opt.Codec = None,
-    conditioning: opt.Conditioning = "encode",
+    conditioning: opt.Conditioning = None,
     program: opt.ProgramText = None,
     seed: opt.Seed = None,
     guidance: opt.Guidance = None,
@@ -32,14 +34,13 @@ def start(
     threads: opt.Threads = 0,
 ) -> None:
     """Run the large member's steps and write the latent to a file. `relay finish` goes on from it, here or elsewhere."""
-    from nodes.commands.generate import load_pipeline, step_progress
     from relay.family import find_family
 
     opt.check_prompts([prompt])
     opt.check_count(num_images)
     width, height = opt.parse_size(size)
     opt.set_threads(threads)
-    call = {
+    call: dict[str, Any] = {
         "negative_prompt": negative_prompt, "num_inference_steps": steps, "handoff": handoff, "small_steps": small_steps,
         "matching": matching, "guidance_scale": opt.parse_guidance(guidance), "codec": codec, "conditioning": conditioning,
         "program": program, "width": width, "height": height,
@@ -74,7 +75,6 @@ def finish(
     threads: opt.Threads = 0,
 ) -> None:
     """Check a handoff, let the small member finish it, and save the picture."""
-    from nodes.commands.generate import _save, _targets, describe, load_pipeline, step_progress
     from relay.family import find_family
     from relay.handoff import Handoff
     from relay.program import Program
@@ -87,16 +87,14 @@ def finish(
         received = Handoff.from_bytes(data)
     except HandoffRefused as error:
         raise HandoffRefused(f"{file}: {error}") from None
+    if out.suffix.lower() == ".png" and len(received.prompts) > 1:
+        raise BadRequest(f"the handoff holds {len(received.prompts)} images: give a folder")
     named = family or Program.parse(received.program).family
     opt.writable(out)
     opt.set_threads(threads)
     pipe = load_pipeline(find_family(named), dtype, device, role="device")
     with step_progress("small member") as advance:
         result = pipe.finish(received, callback_on_step_end=advance)
-    prompts = list(received.prompts)
-    if out.suffix.lower() == ".png" and len(prompts) > 1:
-        raise BadRequest(f"the handoff holds {len(prompts)} images: give a folder")
-    for i, (prompt, seed) in enumerate(zip(prompts, received.seeds, strict=True)):
-        path = out if out.suffix.lower() == ".png" else next(iter(_targets(out, [prompt], seed, 1).values()))
-        one = result.only(i)
-        print(describe(_save(pipe, one, path, prompt, seed, named)))
+    for i, (prompt, seed) in enumerate(zip(received.prompts, received.seeds, strict=True)):
+        path = out if out.suffix.lower() == ".png" else image_paths(out, [prompt], seed or 0, 1)[prompt, seed or 0]
+        print(describe(save_result(pipe, result.only(i), path, prompt, seed, named)))

@@ -13,7 +13,7 @@ from relay.errors import BadRequest, RelayError
 
 def families(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List the families in configs/families: members, parameters, schedules, folders, what is installed."""
-    from nodes.commands.generate import quiet_libraries
+    from nodes.session import quiet_libraries
     from relay.family import find_family, list_families
 
     quiet_libraries()
@@ -26,12 +26,12 @@ def families(as_json: Annotated[bool, typer.Option("--json", help="For programs.
 
     table = Table(box=None, header_style="bold")
     for column in ("family", "member", "parameters", "schedule", "T", "guidance", "installed", "where"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         count = f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "?"
         cells = [row["family"], row["member"], count, row["schedule"], str(row["steps"]), f"{row['guidance']:g}"]
         table.add_row(*cells, "yes" if row["installed"] else "no", row["where"])
-    Console().print(table)
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def _members(spec: Any) -> list[dict[str, Any]]:
@@ -40,13 +40,21 @@ def _members(spec: Any) -> list[dict[str, Any]]:
     rows = []
     for name, member in spec.members.items():
         row: dict[str, Any] = {"family": spec.name, "architecture": spec.architecture, "member": name}
-        row |= {"steps": member.steps, "guidance": member.guidance, "where": str(member)}
+        row |= {"steps": member.steps, "guidance": member.guidance, "where": _short(member)}
         row |= {"installed": installed(member), "parameters": None, "schedule": "?"}
         if row["installed"]:
             family = Family(spec)
             row |= {"parameters": family.parameters(name), "schedule": _schedule(family.scheduler_config(name))}
         rows.append(row)
     return rows
+
+
+def _short(member: Any) -> str:
+    """A hub id, or a folder as a person would name it from here."""
+    if not member.is_local:
+        return str(member)
+    path = Path(str(member))
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _schedule(config: Any) -> str:
@@ -62,8 +70,8 @@ def judge(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what of a scene prompt an image shows: per attribute, per GenEval category, and all right or not."""
-    from nodes.commands.generate import score
     from nodes.images import open_image
+    from nodes.results import score
     from relay.scenes.language import parse
 
     parse(prompt)
@@ -90,7 +98,7 @@ def doctor(
     import platform
     import sys
 
-    from nodes.commands.generate import quiet_libraries
+    from nodes.session import quiet_libraries
     from relay.family import Family, find_family
     from relay.program import check_choice
 

@@ -55,6 +55,8 @@ class SceneDetector(nn.Module):
         self.cell_heads = nn.ModuleDict({name: nn.Linear(128, n) for name, n in CELL_HEADS.items()})
         self.image_heads = nn.ModuleDict({name: nn.Linear(128, n) for name, n in IMAGE_HEADS.items()})
         cells = torch.tensor([cell_centre(p) for p in PLACES])
+        self.cell_grid: Tensor
+        self.letter_grid: Tensor
         self.register_buffer("cell_grid", _grid_around(cells, 0.13, 0.13), persistent=False)
         anchors = torch.tensor(LETTER_ANCHORS)
         self.register_buffer("letter_grid", _grid_around(anchors, 0.12, 0.24), persistent=False)

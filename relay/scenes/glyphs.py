@@ -3,11 +3,13 @@
 Drawn thick enough to survive the VAE, so each letter is a handful of straight strokes; curves are chamfered corners.
 """
 
+from itertools import pairwise
+
 Segment = tuple[float, float, float, float]
 
 
 def _path(*points: tuple[float, float]) -> list[Segment]:
-    return [(*a, *b) for a, b in zip(points, points[1:], strict=False)]
+    return [(*a, *b) for a, b in pairwise(points)]
 
 
 _C = 0.6  # chamfer of a rounded corner

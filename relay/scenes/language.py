@@ -7,6 +7,7 @@ canonical one; `relay.scenes.sampling` writes varied ones. The language knows no
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from relay.errors import BadRequest
@@ -83,7 +84,7 @@ class Scene:
         return body + (f", {ground}" if ground else "")
 
 
-def _flat(words: dict[str, tuple[str, ...]]) -> dict[str, str]:
+def _flat(words: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {said: meant for meant, variants in words.items() for said in variants}
 
 

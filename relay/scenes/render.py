@@ -72,7 +72,7 @@ def render(scenes: list[Scene], rng: np.random.Generator, side: int = SIDE) -> T
     return images * 2 - 1
 
 
-def _object_layers(scenes: list[Scene], rng: np.random.Generator, side: int):  # noqa: ANN202
+def _object_layers(scenes: list[Scene], rng: np.random.Generator, side: int):
     """Yield (alpha (n,1,side,side), colour (n,3,side,side), image index (n,)): one layer per object number."""
     for layer in range(max((len(s.groups) for s in scenes), default=0)):
         rows = _Shape([], [], [], [], [], [])
@@ -114,7 +114,7 @@ def _grid(side: int) -> tuple[Tensor, Tensor]:
 def _texture_mask(texture: Tensor, px: Tensor, py: Tensor, side: int) -> Tensor:
     """Share of the second tone, (n, side, side): horizontal stripes, a grid of dots, or a chequer."""
     period = PERIOD * side
-    wave_x, wave_y = torch.sin(px * (2 * torch.pi / period)), torch.sin(py * (2 * torch.pi / period))
+    wave_y = torch.sin(py * (2 * torch.pi / period))
     sharp = period / 5
     striped = (0.5 + wave_y * sharp).clamp(0, 1)
     near_x = (px / period - (px / period).round()).abs() * period
@@ -134,10 +134,9 @@ def _word_alpha(scene: Scene, rng: np.random.Generator, side: int) -> Tensor:
     segments = []
     for letter, x in zip(scene.word, letter_centres(len(scene.word)), strict=True):
         left, top = x + dx - width / 2, 0.5 + dy - height / 2
-        for ax, ay, bx, by in STROKES[letter]:
-            segments.append(
-                (left + ax / 2 * width, top + ay / 3 * height, left + bx / 2 * width, top + by / 3 * height)
-            )
+        for x0, y0, x1, y1 in STROKES[letter]:
+            start, end = (left + x0 / 2 * width, top + y0 / 3 * height), (left + x1 / 2 * width, top + y1 / 3 * height)
+            segments.append((*start, *end))
     s = torch.tensor(segments, dtype=torch.float32) * side
     grid_y, grid_x = _grid(side)
     ax, ay, bx, by = (s[:, i, None, None] for i in range(4))
