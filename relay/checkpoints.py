@@ -143,12 +143,13 @@ def _fetch(part: Component, file: str) -> Path:
 
 def _or_family_error(part: Component, load: Callable[[], Any]) -> Any:
     from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
 
     reason = "the hub cannot be reached"
     try:
         if part.is_local or weight_files(part) or _hub_reachable():
             return load()
-    except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
+    except (OSError, ValueError, KeyError, HfHubHTTPError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     if part.is_local:
         raise FamilyError(f"{part} cannot be loaded: {reason}")

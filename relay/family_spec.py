@@ -143,7 +143,8 @@ def _read_spec(path: Path) -> FamilySpec:
         raise FamilyError(f"{path}: members must hold `large` and `small`")
 
     def resolve(part: Any, subfolder: str, default: str) -> Any:
-        values = {"repo": _resolve(part.repo, path.parent) or default, "subfolder": part.subfolder or subfolder}
+        values = {"repo": _resolve(part.repo, path.parent) or default}
+        values["subfolder"] = subfolder if part.subfolder is None else part.subfolder  # "" is a repo's own root
         inherited = ("dtype", "device", "offload") + (("revision",) if values["repo"] == default else ())
         values |= {key: getattr(part, key) or getattr(spec, key) for key in inherited}
         return msgspec.structs.replace(part, **values)

@@ -94,6 +94,7 @@ class Handoff:
     conditioning_digest: str = ""  # of the tensors where they are shipped, else of the prompts
     conditioning_fingerprint: ConditioningFingerprint | None = None
     meta: dict[str, str] = field(default_factory=dict)
+    received: bool = field(default=False, compare=False)  # it came as bytes, so the codec has done its rounding
 
     @property
     def sigma(self) -> float:
@@ -153,6 +154,7 @@ class Handoff:
             **{name: getattr(header, name) for name in _PLAIN if name != "sigma"},
             latent=codecs.decode(frames[0], header.codec, header.shape),
             conditioning=shipped,
+            received=True,
         )
 
 

@@ -185,11 +185,11 @@ class RelayPipeline:
         self._check_prompts(job)
         on_step = self._stepper(job, callback_on_step_end, handoff.leg_index)
         cond = handoff.conditioning or self._encode(job)
-        latent, sigmas = handoff.latent, handoff.sigmas_walked
+        received = handoff if handoff.received else self._over_the_wire(job, handoff)
+        latent, sigmas = received.latent, received.sigmas_walked
         for k in range(handoff.leg_index, len(program.legs)):
-            received = handoff if k == handoff.leg_index else self._over_the_wire(
-                job, self._pack(job, k, latent, sigmas, cond)
-            )  # fmt: skip
+            if k > handoff.leg_index:
+                received = self._over_the_wire(job, self._pack(job, k, latent, sigmas, cond))
             latent, sigmas = self._walk(job, k, received.latent, cond, received, on_step)
         return self._output(job, latent, output_type)
 

@@ -48,17 +48,20 @@ def test_it_holds_for_batches_negative_prompts_other_sizes_and_shipped_condition
     assert relayed.images.shape == (4, 4, 16, 24)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("conditioning", ["encode", "ship"])
-def test_two_hosts_make_the_picture_that_one_process_makes(pipes, name, conditioning):
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_two_hosts_make_the_picture_that_one_process_makes(pipes, name, conditioning, codec):
     from relay.handoff import Handoff
 
-    call = {"num_inference_steps": 5, "handoff": 2, "seed": 3, "conditioning": conditioning, "num_images_per_prompt": 2}
+    call = {"num_inference_steps": 5, "handoff": 2, "seed": 3, "num_images_per_prompt": 2}
+    call |= {"conditioning": conditioning, "codec": codec}
     whole = pipes[name](PROMPT, output_type="pt", **call)
-    message = pipes[name].start(PROMPT, **call).to_bytes()
-    finished = pipes[name].finish(Handoff.from_bytes(message), output_type="pt")
-    assert torch.equal(finished.images, whole.images)
-    assert (finished.program, finished.seeds) == (whole.program, whole.seeds)
+    sent = pipes[name].start(PROMPT, **call)
+    for received in (Handoff.from_bytes(sent.to_bytes()), sent):  # over a wire, or the very object
+        finished = pipes[name].finish(received, output_type="pt")
+        assert torch.equal(finished.images, whole.images)
+        assert (finished.program, finished.seeds) == (whole.program, whole.seeds)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
