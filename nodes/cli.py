@@ -41,6 +41,8 @@ def run(app: typer.Typer) -> None:
     """Run a command line; any error is one line on stderr and a non-zero exit (2: what was asked cannot be done)."""
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # typer's word for Ctrl-C
+            _fail("stopped", code)
     except BadRequest as error:
         code = _fail(str(error), 2)
     except RelayError as error:

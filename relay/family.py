@@ -77,6 +77,10 @@ class Family:
         spec = name_or_spec if isinstance(name_or_spec, FamilySpec) else find_family(name_or_spec)
         family = cls(spec, role, dtype, device)
         family._check_configs()
+        for name, member in spec.members.items():
+            if family._holds(name):
+                family.dtype(member)
+                family.device(member)
         return family
 
     # -- configs ------------------------------------------------------------------------------------------------

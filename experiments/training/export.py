@@ -17,8 +17,16 @@ def save_half(model: Any, folder: Path, provenance: dict[str, Any], shard: str =
     shutil.rmtree(partial, ignore_errors=True)
     half = copy.deepcopy(model).to("cpu", torch.float16)
     half.save_pretrained(partial, safe_serialization=True, max_shard_size=shard)
+    _load_in_fp32(partial / "config.json")
     write_provenance(partial, provenance)
     replace_folder(partial, folder)
+
+
+def _load_in_fp32(config: Path) -> None:
+    """transformers loads in the dtype that a config names, diffusers in fp32: name fp32, or a plain pipeline is mixed."""
+    values = json.loads(config.read_text())
+    if "dtype" in values:
+        config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
 
 
 def write_provenance(folder: Path, provenance: dict[str, Any]) -> None:

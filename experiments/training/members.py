@@ -276,7 +276,7 @@ class MemberTask:
                 "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
                 "transformer": ["diffusers", "SD3Transformer2DModel"],
                 "text_encoder": encoder, "tokenizer": tokenizer, "text_encoder_2": encoder, "tokenizer_2": tokenizer,
-                "text_encoder_3": [None, None], "tokenizer_3": [None, None],
+                "text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": tokenizer,
                 "image_encoder": [None, None], "feature_extractor": [None, None],
             }  # fmt: skip
         else:

@@ -6,8 +6,10 @@ linear heads read the caption's groups, background and letters off the states th
 model is causal and padding is never masked, so these padding tokens have seen the whole caption and serve as its
 summary, one position an object.
 
-SD3 wants two text encoders; its second one here is a one-layer, 32-wide model whose states are little more than the
-tokens themselves.
+SD3 wants two such encoders; its second one here is a one-layer, 32-wide model whose states are little more than the
+tokens themselves. `StableDiffusion3Pipeline.from_pretrained(folder)` also insists on a third, a T5 (diffusers 0.42: not
+optional). The folder holds a silent one: its last norm has weight zero, so it says zeros, which is exactly what the
+pipeline feeds for an absent T5. Our own calls leave it out.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from experiments.training.export import replace_folder, save_half
 from experiments.training.tokenizer import MAX_LENGTH, build_tokenizer
@@ -88,6 +90,17 @@ def targets(scene: Scene) -> dict[str, int]:
         said[f"letter_{i}"] = index(LETTERS, letter)
     said["background"], said["ink"] = index(COLOURS, scene.background), index(COLOURS, scene.word_colour)
     return said
+
+
+def build_silent_t5(vocabulary_size: int) -> T5EncoderModel:
+    """A T5 encoder as wide as the two CLIP models together whose every output is zero."""
+    config = T5Config(
+        vocab_size=vocabulary_size, d_model=WIDTH + SECOND_WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1,
+        pad_token_id=0, eos_token_id=3, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = T5EncoderModel(config)
+    nn.init.zeros_(model.encoder.final_layer_norm.weight)
+    return model
 
 
 class _Heads(nn.Module):
@@ -168,7 +181,15 @@ class TextTask:
                 encoders = {"text_encoder_2": "first"}
             for part, name in encoders.items():
                 save_half(modules[name], folder / part, provenance)
-                tokenizer_folder = folder / part.replace("text_encoder", "tokenizer")
-                partial = tokenizer_folder.with_suffix(".part")
-                self.tokenizer.save_pretrained(partial)
-                replace_folder(partial, tokenizer_folder)
+                save_tokenizer(self.tokenizer, folder / part.replace("text_encoder", "tokenizer"))
+            if "sdxl" not in folder.name:
+                save_half(
+                    build_silent_t5(len(self.tokenizer)), folder / "text_encoder_3", {"trained": "never: it is silent"}
+                )
+                save_tokenizer(self.tokenizer, folder / "tokenizer_3")
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    partial = folder.with_suffix(".part")
+    tokenizer.save_pretrained(partial)
+    replace_folder(partial, folder)

@@ -139,7 +139,7 @@ BAD = [
     (["generate", PROMPT, "--handoff", "29"], "between 0 and the 28 steps"),
     (["generate", PROMPT, "--handoff", "-1"], "handoff"),
     (["generate", PROMPT, "--steps", "0"], "num_inference_steps"),
-    (["generate", PROMPT, "--steps", "many"], "many"),
+    (["generate", PROMPT, "--steps", "many"], "--steps"),
     (["generate", PROMPT, "--mode", "cloud"], "cloud"),
     (["generate", PROMPT, "--mode", "full-cloud", "--handoff", "3"], "means handoff 28"),
     (["generate", PROMPT, "--matching", "closest"], "closest"),
@@ -206,11 +206,13 @@ def test_a_picture_without_parameters_cannot_be_shown(relay, tmp_path):
 
 def test_ctrl_c_stops_cleanly(tmp_path):
     running = subprocess.Popen(
-        [sys.executable, "-m", "nodes.cli", "generate", PROMPT, "--steps", "1000", "--num-images", "50", "--out", tmp_path],
+        [sys.executable, "-m", "nodes.cli", "generate", PROMPT, "--steps", "60", "--num-images", "500", "--out", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    time.sleep(6)
+    ends = time.monotonic() + 60
+    while not list(tmp_path.glob("*.png")) and time.monotonic() < ends:
+        time.sleep(0.1)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 130
