@@ -72,7 +72,7 @@ def test_relay_generates_from_the_base_install_in_a_fresh_environment(wheel, tmp
                 continue
             (site / top).symlink_to(Path(metadata.distribution(name).locate_file(top)).resolve())
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--prefix", home, wheel],
+        [sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install", "-q", "--no-deps", "--no-index", wheel],
         check=True, timeout=120,
     )  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

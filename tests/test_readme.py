@@ -25,7 +25,7 @@ def test_the_command_lines_run_in_the_order_they_are_read(tmp_path, monkeypatch,
         if language != "bash":
             continue
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
-            command = line.split("  #")[0].strip()
+            command = line.split(" #")[0].strip()
             if not command or command.startswith("#") or command.startswith(ELSEWHERE):
                 continue
             words = shlex.split(command)
