@@ -11,18 +11,41 @@ import socket
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
+
+import msgspec
 
 from relay.errors import FamilyError
 
 if TYPE_CHECKING:
     import torch
 
-    from relay.family_spec import Component
+
+Dtype = Literal["fp32", "fp16", "bf16"]
+Offload = Literal["none", "model", "sequential"]
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class Component(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a component lies and how it runs; what is None falls back to the family, or to the large member."""
+
+    repo: str | None = None  # hub id, local path, or embedded:NAME
+    subfolder: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Dtype | None = None
+    device: str | None = None
+    offload: Offload | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return Path(self.repo or "").is_absolute()
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.repo, self.subfolder) if part)
 
 
 def read_json(part: Component, file: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import msgspec
 
 from relay.checkpoints import (
     DTYPES,
+    Component,
     download_bytes,
     installed,
     load_model,
@@ -30,7 +31,7 @@ from relay.checkpoints import (
     weight_files,
 )
 from relay.errors import BadRequest, FamilyError, NonFiniteLatent
-from relay.family_spec import ARCHITECTURES, ROLES, Component, FamilySpec, Member, Role, find_family, list_families
+from relay.family_spec import ARCHITECTURES, ROLES, FamilySpec, Member, Role, find_family, list_families
 from relay.program import check_choice
 from relay.schedules import Schedule, make_schedule, parameterisation, replace_scheduler
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
-from relay.checkpoints import read_json, vae_factor
+from relay.checkpoints import Component, Dtype, Offload, read_json, vae_factor
 from relay.errors import FamilyError
 from relay.program import Codec, Matching
 
@@ -34,8 +34,6 @@ PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE.parent / "configs" / "families"
 ROLES = ("all", "edge", "device")
 
-Dtype = Literal["fp32", "fp16", "bf16"]
-Offload = Literal["none", "model", "sequential"]
 Role = Literal["all", "edge", "device"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -61,25 +59,6 @@ ARCHITECTURES = {
         ("cross_attention_dim", "addition_time_embed_dim", "projection_class_embeddings_input_dim"),
     ),
 }
-
-
-class Component(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a component lies and how it runs; what is None falls back to the family, or to the large member."""
-
-    repo: str | None = None  # hub id, local path, or embedded:NAME
-    subfolder: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    dtype: Dtype | None = None
-    device: str | None = None
-    offload: Offload | None = None
-
-    @property
-    def is_local(self) -> bool:
-        return Path(self.repo or "").is_absolute()
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.repo, self.subfolder) if part)
 
 
 class Member(Component, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -36,6 +36,7 @@ DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "large": 120, "small": 30
 
 Work = Annotated[Path, typer.Option(help="Checkpoints, curves and the latent cache.")]
 Out = Annotated[Path, typer.Option(help="Where weights go; shipped ones that a part builds on are copied there first.")]
+Quick = Annotated[bool, typer.Option(help="A handful of scenes and prompts, to try the machinery out.")]
 Start = Annotated[str, typer.Option(help="fresh | shipped: go on from the package's half-precision weights.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
 
@@ -51,6 +52,7 @@ def family(
     device: str = "auto",
     threads: Threads = 0,
     start: Start = "fresh",
+    quick: Quick = False,
 ) -> None:
     """Train a whole family, part after part: VAE, text encoder, judge, large, small. Goes on where it stopped.
 
@@ -61,7 +63,7 @@ def family(
         total = DEFAULT_MINUTES[each.split("/")[-1]] * scale
         if _spent(work / each.replace("/", "-")) >= total:
             continue
-        _train(each, Budget(total, minutes, seed, device), work, out, threads, start)
+        _train(each, Budget(total, minutes, seed, device), work, out, threads, start, quick)
         if minutes is not None:
             break
     card(name, work, out)
@@ -80,11 +82,12 @@ def part(
     device: str = "auto",
     threads: Threads = 0,
     start: Start = "fresh",
+    quick: Quick = False,
 ) -> None:
     """Train one part (the two families share VAE, text encoder and judge); goes on where it stopped."""
     _known(name in PARTS, f"no part is called '{name}'; parts: {', '.join(PARTS)}")
     total = total_minutes or DEFAULT_MINUTES[name.split("/")[-1]]
-    _train(name, Budget(total, minutes, seed, device), work, out, threads, start)
+    _train(name, Budget(total, minutes, seed, device), work, out, threads, start, quick)
 
 
 @app.command()
@@ -111,7 +114,7 @@ def _spent(state: Path) -> float:
     return float(log.read_text().splitlines()[-1].split(",")[1]) if log.exists() else 0.0
 
 
-def _train(name: str, budget: Budget, work: Path, out: Path, threads: int, start: str) -> None:
+def _train(name: str, budget: Budget, work: Path, out: Path, threads: int, start: str, quick: bool) -> None:
     import torch
 
     from experiments.training.loop import train
@@ -121,7 +124,7 @@ def _train(name: str, budget: Budget, work: Path, out: Path, threads: int, start
         torch.set_num_threads(threads)
     budget.command = "relay-train " + " ".join(sys.argv[1:])
     _bring_shipped_parts(out)
-    task = _task(name, out, work, budget.seed)
+    task = _task(name, out, work, budget.seed, quick)
     if start == "shipped":
         budget.extra["started_from"] = "the shipped half-precision weights"
         task.load_shipped(_shipped())
@@ -138,7 +141,7 @@ def _bring_shipped_parts(out: Path) -> None:
                 shutil.copytree(source, out / name / source.name)
 
 
-def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
+def _task(name: str, weights: Path, work: Path, seed: int, quick: bool):  # noqa: ANN202
     folders = [weights / family for family in FAMILIES]
     if name == "vae":
         from experiments.training.vae import VaeTask
@@ -147,7 +150,7 @@ def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
     if name == "text":
         from experiments.training.text import TextTask
 
-        return TextTask(folders, seed)
+        return TextTask(folders, seed, quick)
     if name == "judge":
         from experiments.training.judge import JudgeTask
 
@@ -155,7 +158,7 @@ def _task(name: str, weights: Path, work: Path, seed: int):  # noqa: ANN202
     from experiments.training.members import MemberTask
 
     family, _, member = name.partition("/")
-    return MemberTask(family, member, weights, work, seed)
+    return MemberTask(family, member, weights, work, seed, quick)
 
 
 def main() -> None:

@@ -103,10 +103,10 @@ STEPS = {"mini-sd3": 28, "mini-sdxl": 25}
 
 
 class MemberTask:
-    def __init__(self, family: str, member: str, weights: Path, work: Path, seed: int, shards: int = SHARDS):
+    def __init__(self, family: str, member: str, weights: Path, work: Path, seed: int, quick: bool = False):
         self.name = f"{family}/{member}"
         self.family, self.member, self.seed, self.weights = family, member, seed, weights
-        self.flow = family == "mini-sd3"
+        self.flow, self.quick = family == "mini-sd3", quick
         self.batch_size = 64
         self.learning_rate = 1e-3
         self.muon_learning_rate = 2e-3
@@ -122,7 +122,10 @@ class MemberTask:
         ]
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder / "tokenizer_2")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.data, self.shards = Latents(self.folder / "vae", work, 0, device), shards
+        self.data, self.shards = (
+            Latents(self.folder / "vae", work, 0, device, 256 if quick else SHARD),
+            1 if quick else SHARDS,
+        )
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = (1 - betas).cumprod(0)
         self.log_sigmas = (0.5 * ((1 - alphas) / alphas).log()).float()
@@ -141,9 +144,9 @@ class MemberTask:
         rng = np.random.default_rng((6, self.seed, step))
         torch_rng = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         # Every new scene is met once before the old ones come again.
-        shards = min(self.shards, 1 + step * self.batch_size // SHARD)
+        shards = min(self.shards, 1 + step * self.batch_size // self.data.shard)
         self.data.grow(shards)
-        scenes, clean = self.data.pick(rng.integers(shards * SHARD, size=self.batch_size))
+        scenes, clean = self.data.pick(rng.integers(shards * self.data.shard, size=self.batch_size))
         captions, clean = [caption(scene, rng) for scene in scenes], clean.to(device)
         noise = torch.randn(clean.shape, generator=torch_rng).to(device)
         dropped = torch.rand(self.batch_size, generator=torch_rng) < CAPTION_DROPOUT
@@ -205,7 +208,7 @@ class MemberTask:
 
     def validate(self, modules: dict[str, nn.Module]) -> dict[str, float]:
         """Validation prompts through diffusers' own pipeline, judged: attributes right and strict, per class."""
-        count = 60 if not torch.cuda.is_available() else 500
+        count = 5 if self.quick else 500 if torch.cuda.is_available() else 60
         scenes = held_out(count, "validation")
         rng = np.random.default_rng(17)
         captions = [caption(scene, rng) for scene in scenes]

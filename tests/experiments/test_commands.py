@@ -67,7 +67,7 @@ def test_the_plain_pipeline_is_compared_pair_by_pair(tmp_path):
 
 @pytest.mark.parametrize("part", ["text", "mini-sd3/small"])
 def test_training_goes_on_from_a_checkpoint_and_from_the_shipped_weights(tmp_path, part):
-    where = ["--work", tmp_path / "work", "--out", tmp_path / "weights", "--threads", "1"]
+    where = ["--work", tmp_path / "work", "--out", tmp_path / "weights", "--threads", "1", "--quick"]
     first = run(
         "experiments.training", "part", part, "--total-minutes", "1", "--minutes", "0.01", "--start", "shipped", *where
     )
