@@ -33,7 +33,7 @@ bench: setup           ## step costs, own loop against diffusers, batch scaling,
 	$(BIN)/python -m experiments.bench --out docs/results/bench.md
 
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
-	$(BIN)/python -m experiments.evaluate --out docs/results
+	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md
 
 wheel: setup
 	$(BIN)/hatchling build -t wheel
