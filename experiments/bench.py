@@ -89,7 +89,7 @@ def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
 
     family = pipe.family
     member = family.spec.members["large"]
-    theirs = diffusers_pipeline(family)
+    theirs = diffusers_pipeline(family, family.spec.text.omit)  # the same tokens on both sides
     extra = {"max_sequence_length": family.text.t5_tokens} if family.spec.architecture == "sd3" else {}
     width, height = family.spec.sizes.default
     program = pipe.plan(handoff=member.steps)
@@ -107,13 +107,13 @@ def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
     return {"own_s": own, "diffusers_s": other, "ratio": own / other}
 
 
-def diffusers_pipeline(family: Any) -> Any:
-    """diffusers' own pipeline over the very folder and dtype of the large member."""
+def diffusers_pipeline(family: Any, omit: tuple[str, ...] = ()) -> Any:
+    """diffusers' own pipeline over the very folder and dtype of the large member, without the components in `omit`."""
     import diffusers
     import torch
 
     cls = getattr(diffusers, family.architecture.pipeline)
-    theirs = cls.from_pretrained(family.spec.members["large"].repo, torch_dtype=torch.float32)
+    theirs = cls.from_pretrained(family.spec.members["large"].repo, torch_dtype=torch.float32, **dict.fromkeys(omit))
     theirs.set_progress_bar_config(disable=True)
     if family.spec.architecture == "sdxl":
         theirs.unet.to(memory_format=torch.channels_last)

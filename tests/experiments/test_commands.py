@@ -32,7 +32,7 @@ def test_the_demo_leaves_a_sheet_the_pictures_and_a_table(tmp_path):
 
 
 def test_the_evaluation_writes_its_table_with_its_command(tmp_path):
-    run("experiments.evaluate", "--out", tmp_path, "--family", "mini-sd3", "--prompts", "5", "--repeats", "1")
+    run("experiments.evaluate", "--out", tmp_path, "--family", "mini-sd3", "--prompts", "10", "--repeats", "1")
     text = (tmp_path / "quality-mini-sd3.md").read_text()
     assert "large alone (full-cloud)" in text
     assert "ceiling" in text
