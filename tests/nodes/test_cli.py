@@ -209,6 +209,8 @@ def test_ctrl_c_stops_cleanly(tmp_path):
         [sys.executable, "-m", "nodes.cli", "generate", PROMPT, "--steps", "60", "--num-images", "500", "--out", tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # a suite that runs in the background inherits "ignore Ctrl-C"; a person's terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     ends = time.monotonic() + 60
     while not list(tmp_path.glob("*.png")) and time.monotonic() < ends:
