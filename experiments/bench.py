@@ -5,7 +5,6 @@ Everything that is compared is measured side by side in one run, interleaved; ra
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
 import time
@@ -14,12 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 FAMILIES = ("mini-sd3", "mini-sdxl")
 PROMPT = "a large red heart at the top left and a small blue circle at the bottom, on a yellow background"
 BATCHES = (1, 2, 4, 8, 16, 32)
-console = Console()
 
 
 def bench(
@@ -33,18 +30,13 @@ def bench(
     """Step costs, own loop against diffusers' pipeline, batch scaling, handoff cost and size, peak memory."""
     import torch
 
-    from experiments.provenance import footer, provenance
+    from experiments.provenance import write_result
     from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
     results = {name: measure(name, repeats) for name in family or FAMILIES}
-    facts = provenance()
-    text = "\n".join(table(name, result) for name, result in results.items()) + f"\n{footer(facts)}\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("# Benchmark\n\n" + text)
-    out.with_suffix(".json").write_text(json.dumps({"families": results, "provenance": facts}, indent=1) + "\n")
-    console.print(text, soft_wrap=True, highlight=False)
+    write_result(out, "Benchmark", "\n".join(table(name, result) for name, result in results.items()), results)
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

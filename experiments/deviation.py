@@ -7,12 +7,10 @@ member. Where a control passes too, this measure does not tell it apart from a s
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 FAMILIES = ("mini-sd3", "mini-sdxl")
 BOUND = 0.015  # the deviation below which RISE's handoffs stay (second-hand)
@@ -29,18 +27,13 @@ def main(
     """Measure the deviation of a relay at half of the steps, and of its controls."""
     import torch
 
-    from experiments.provenance import footer, provenance
+    from experiments.provenance import write_result
     from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
     results = {name: measure(name, prompts) for name in family or FAMILIES}
-    facts = provenance()
-    text = table(results, prompts) + f"\n{footer(facts)}\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("# Latent-intensity deviation\n\n" + text)
-    out.with_suffix(".json").write_text(json.dumps({"families": results, "provenance": facts}, indent=1) + "\n")
-    Console().print(text, soft_wrap=True, highlight=False)
+    write_result(out, "Latent-intensity deviation", table(results, prompts), results)
 
 
 def measure(name: str, count: int) -> dict[str, dict[str, Any]]:
@@ -91,13 +84,7 @@ def _untrained(family: Any) -> Any:
 
     torch.manual_seed(0)
     model = getattr(diffusers, family.architecture.model).from_config(family.denoiser_config("small")).eval()
-    if family.spec.architecture == "sdxl":
-        from relay.denoisers.sdxl import SDXLDenoiser
-
-        return SDXLDenoiser.from_scheduler(model, family.scheduler_config("small"))
-    from relay.denoisers.sd3 import SD3Denoiser
-
-    return SD3Denoiser(model)
+    return family.wrap("small", model)
 
 
 def table(results: dict[str, dict[str, Any]], count: int) -> str:

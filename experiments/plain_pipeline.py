@@ -6,7 +6,6 @@ guidance diffusers takes by default.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,13 +27,12 @@ def main(
     """Compare diffusers' own call with ours on the same prompts and seeds."""
     import torch
 
-    from experiments.provenance import footer, provenance
+    from experiments.provenance import write_result
     from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
     results = {name: measure(name, prompts) for name in family or FAMILIES}
-    facts = provenance()
     lines = [
         f"{prompts} held-out prompts, paired by prompt and seed: attributes right, and the difference to our call with its",
         "95 % bootstrap interval.",
@@ -46,11 +44,7 @@ def main(
         for label, row in rows.items():
             apart = "" if row["difference"] is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row["difference"])
             lines.append(f"| {name} | {label} | {row['mean']:.4f} | {apart} |")
-    text = "\n".join([*lines, "", footer(facts)]) + "\n"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("# Plain diffusers pipelines\n\n" + text)
-    out.with_suffix(".json").write_text(json.dumps({"families": results, "provenance": facts}, indent=1) + "\n")
-    Console().print(text, soft_wrap=True, highlight=False)
+    write_result(out, "Plain diffusers pipelines", "\n".join(lines) + "\n", results)
 
 
 def measure(name: str, count: int, batch: int = 20) -> dict[str, dict[str, Any]]:

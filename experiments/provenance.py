@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 import sys
@@ -57,6 +58,18 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(models)} x {models[0]}" if models else platform.processor() or platform.machine()
+
+
+def write_result(out: Path, title: str, text: str, families: dict[str, Any]) -> None:
+    """A measured table as Markdown in `out`, its data as JSON beside it, both with where they come from; printed too."""
+    from rich.console import Console
+
+    facts = provenance()
+    body = f"{text}\n{footer(facts)}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(f"# {title}\n\n{body}")
+    out.with_suffix(".json").write_text(json.dumps({"families": families, "provenance": facts}, indent=1) + "\n")
+    Console().print(body, soft_wrap=True, highlight=False)
 
 
 def footer(facts: dict[str, Any]) -> str:

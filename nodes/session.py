@@ -12,13 +12,8 @@ if TYPE_CHECKING:
 def load_pipeline(spec: FamilySpec, dtype: str | None, device: str | None, role: Role = "all") -> RelayPipeline:
     """A pipeline whose weights load on first use, quietly."""
     quiet_libraries()
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
     from relay.pipeline import RelayPipeline
 
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
     return RelayPipeline.from_pretrained(spec, torch_dtype=dtype, device=device, role=role)
 
 
@@ -33,6 +28,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in ("huggingface_hub", "diffusers", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
 
 
 def step_progress(label: str):  # noqa: ANN201

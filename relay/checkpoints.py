@@ -96,7 +96,7 @@ def download_bytes(part: Component) -> int | None:
         files = (
             HfApi().model_info(part.repo or "", revision=part.revision, files_metadata=True, timeout=5).siblings or []
         )
-    except Exception:
+    except Exception:  # offline, gated, gone: whatever it is, the size is not known
         return None
     folder = f"{part.subfolder}/" if part.subfolder else ""
     wanted = [

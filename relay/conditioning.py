@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from relay.errors import BadRequest
+from relay.fingerprint import thumbnail_distance
 
 PROBE_PROMPT = "a red circle"
 THUMBNAIL_TOLERANCE = 0.05  # relative RMS; bf16 encoders stay below 0.01, another encoder is at 1
@@ -140,10 +141,9 @@ def compatible(ours: ConditioningFingerprint, theirs: ConditioningFingerprint) -
     for name in ("tokens", "width", "pooled_width"):
         if getattr(ours, name) != getattr(theirs, name):
             return f"conditioning {name} {getattr(theirs, name)}, expected {getattr(ours, name)}"
-    a, b = torch.tensor(ours.thumbnail), torch.tensor(theirs.thumbnail)
-    if a.shape != b.shape:
+    if len(ours.thumbnail) != len(theirs.thumbnail):
         return "conditioning thumbnail of another length"
-    distance = float((a - b).norm() / a.norm().clamp_min(1e-12))
+    distance = thumbnail_distance(ours.thumbnail, theirs.thumbnail)
     if not distance <= THUMBNAIL_TOLERANCE:
         return f"conditioning thumbnails {distance:.3f} apart, tolerance {THUMBNAIL_TOLERANCE}: other text encoders"
     return None

@@ -185,20 +185,23 @@ class Family:
             import diffusers
 
             model = load_model(getattr(diffusers, self.architecture.model), source, self.dtype(source))
-            device = self.device(source)
-            if self.spec.architecture == "sdxl":
-                import torch
-
-                from relay.denoisers.sdxl import SDXLDenoiser
-
-                model = self._place(model.to(memory_format=torch.channels_last), source)
-                config = self.scheduler_config(member)
-                self._denoisers[member] = SDXLDenoiser.from_scheduler(model, config, device=device)
-            else:
-                from relay.denoisers.sd3 import SD3Denoiser
-
-                self._denoisers[member] = SD3Denoiser(self._place(model, source), device=device)
+            self._denoisers[member] = self.wrap(member, model)
         return self._denoisers[member]
+
+    def wrap(self, member: str, model: Any) -> Denoiser:
+        """A diffusers model as the denoiser of `member`, placed where the member runs."""
+        import torch
+
+        source = self.member(member)
+        device = self.device(source)
+        if self.spec.architecture == "sdxl":
+            from relay.denoisers.sdxl import SDXLDenoiser
+
+            model = self._place(model.to(memory_format=torch.channels_last), source)
+            return SDXLDenoiser.from_scheduler(model, self.scheduler_config(member), device=device)
+        from relay.denoisers.sd3 import SD3Denoiser
+
+        return SD3Denoiser(self._place(model, source), device=device)
 
     @cached_property
     def vae(self) -> Any:

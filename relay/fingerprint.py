@@ -55,6 +55,12 @@ def fingerprint(vae: Any, parameterisation: str) -> Fingerprint:
     )
 
 
+def thumbnail_distance(ours: tuple[float, ...], theirs: tuple[float, ...]) -> float:
+    """Relative RMS distance of two thumbnails of one length."""
+    a, b = torch.tensor(ours), torch.tensor(theirs)
+    return float((a - b).norm() / a.norm().clamp_min(1e-12))
+
+
 def compatible(ours: Fingerprint, theirs: Fingerprint) -> str | None:
     """None where both say the same latent space, else the reason why not.
 
@@ -69,10 +75,9 @@ def compatible(ours: Fingerprint, theirs: Fingerprint) -> str | None:
         a, b = getattr(ours, name), getattr(theirs, name)
         if not abs(a - b) <= SCALE_TOLERANCE * max(abs(a), abs(b)):
             return f"VAE {name} {b:g}, expected {a:g}"
-    a, b = torch.tensor(ours.thumbnail), torch.tensor(theirs.thumbnail)
-    if a.shape != b.shape:
+    if len(ours.thumbnail) != len(theirs.thumbnail):
         return "VAE thumbnail of another size"
-    distance = float((a - b).norm() / a.norm().clamp_min(1e-12))
+    distance = thumbnail_distance(ours.thumbnail, theirs.thumbnail)
     if not distance <= THUMBNAIL_TOLERANCE:
         return f"VAE thumbnails {distance:.3f} apart, tolerance {THUMBNAIL_TOLERANCE}: another VAE"
     return None

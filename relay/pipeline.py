@@ -16,7 +16,8 @@ import torch
 
 from relay import matching as sigma_matching
 from relay.conditioning import Conditioning, prompt_digest
-from relay.deviation import IntensityTrace, deviation
+from relay.deviation import IntensityTrace
+from relay.deviation import deviation as compare_intensities
 from relay.errors import BadRequest
 from relay.family import Family, FamilySpec, Role
 from relay.handoff import Handoff, accept
@@ -115,7 +116,7 @@ class RelayPipeline:
                 reference = self._reference(job, k, received, cond)
             latent, sigmas = self._walk(job, k, received.latent, cond, received, on_step, trace := IntensityTrace())
             if deviation:
-                job.deviation = _deviation(trace, reference)
+                job.deviation = compare_intensities(trace.intensities, reference.intensities)
         return self._output(job, latent, output_type)
 
     @torch.inference_mode()
@@ -296,10 +297,6 @@ class RelayPipeline:
             negative_prompts=job.negatives,
             deviation=job.deviation,
         )
-
-
-def _deviation(trace: IntensityTrace, reference: IntensityTrace) -> dict[str, Any]:
-    return deviation(trace.intensities, reference.intensities)
 
 
 def _as(images: torch.Tensor, output_type: str) -> Any:

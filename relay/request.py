@@ -5,6 +5,7 @@ Everything that a caller can get wrong is refused here, in one line that names i
 
 from __future__ import annotations
 
+import inspect
 import math
 import secrets
 import time
@@ -22,11 +23,6 @@ from relay.program import CODECS, CONDITIONING_MODES, MATCHINGS, Program, check_
 
 MODES = ("full-cloud", "relay", "edge-only")
 MAX_STEPS, MAX_IMAGES = 1000, 1000
-# The words of `RelayPipeline.plan`, which calls take too.
-PLAN_WORDS = frozenset({
-    "num_inference_steps", "handoff", "mode", "small_steps", "small_schedule_steps", "matching", "guidance_scale",
-    "codec", "conditioning", "program", "width", "height",
-})  # fmt: skip
 
 
 @dataclass
@@ -58,9 +54,8 @@ class Job:
 
 def make_job(family: Family, prompt: Any, negative: Any, count: int, plan: dict[str, Any]) -> Job:
     """What was asked, checked and multiplied out to one prompt an image. BadRequest before any weights load."""
-    known = PLAN_WORDS
-    if unknown := plan.keys() - known:
-        raise BadRequest(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(known))}")
+    if unknown := plan.keys() - PLAN_WORDS:
+        raise BadRequest(f"unknown argument {', '.join(sorted(unknown))}: known are {', '.join(sorted(PLAN_WORDS))}")
     prompts = [prompt] if isinstance(prompt, str) else _listed("the prompt is text", prompt)
     _whole("num_images_per_prompt", count, 1, MAX_IMAGES)
     if isinstance(negative, str) or negative is None:
@@ -185,6 +180,10 @@ def plan_program(
         small_schedule_steps=small_schedule_steps,
         **chosen,  # type: ignore[arg-type]
     )
+
+
+# The words of `RelayPipeline.plan`, which calls take too.
+PLAN_WORDS = frozenset(inspect.signature(plan_program).parameters) - {"family", "prompts", "negative_prompt"}
 
 
 def draw_noise(
