@@ -10,6 +10,7 @@ Components load on first use, and only those that the role needs:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -317,11 +318,18 @@ class Family:
         return device
 
     def needs(self) -> list[Need]:
-        """What this role must hold, with bytes to download and memory, before anything is loaded."""
+        """What this role must hold, with bytes to download and memory, before anything is loaded.
+
+        Works without a single config at hand: what cannot be known then is None.
+        """
         parts: list[tuple[str, Component]] = [
             (name, member) for name, member in self.spec.members.items() if self._holds(name)
         ]
-        index = read_json(self.spec.text, "model_index.json")
+        try:
+            index = read_json(self.spec.text, "model_index.json")
+        except FamilyError:
+            index = {}
+            parts.append(("text encoders", self.spec.text))
         for name in sorted(index):
             if name.startswith("text_encoder") and index[name][0] and name not in self.spec.text.omit:
                 parts.append((name, msgspec.structs.replace(self.spec.text, subfolder=name)))
@@ -335,7 +343,8 @@ class Family:
         if files:
             memory = sum(_elements(file) for file in files) * _BYTES[self.dtype(part)]
         elif name in self.spec.members:
-            memory = self.parameters(name) * _BYTES[self.dtype(part)]
+            with contextlib.suppress(FamilyError):
+                memory = self.parameters(name) * _BYTES[self.dtype(part)]
         return Need(name, str(part), bool(files), download_bytes(part), memory)
 
     def _holds(self, member: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -137,8 +138,14 @@ def _bring_shipped_parts(out: Path) -> None:
         return
     for name in FAMILIES:
         for source in _shipped().joinpath(name).glob("*"):
-            if source.name.startswith(("vae", "text_encoder", "tokenizer")) and not (out / name / source.name).exists():
-                shutil.copytree(source, out / name / source.name)
+            target = out / name / source.name
+            if source.name.startswith(("vae", "text_encoder", "tokenizer")) and not target.exists():
+                partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+                shutil.copytree(source, partial)
+                try:
+                    partial.rename(target)
+                except OSError:  # another part's training, started beside this one, was quicker
+                    shutil.rmtree(partial)
 
 
 def _task(name: str, weights: Path, work: Path, seed: int, quick: bool):  # noqa: ANN202

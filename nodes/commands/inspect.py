@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relay.errors import BadRequest, RelayError
+from relay.errors import BadRequest, FamilyError, RelayError
 
 
 def families(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
@@ -117,13 +117,26 @@ def doctor(
     print(f"accelerators {', '.join(accelerators) or 'none (the embedded families run on the CPU)'}")
     if spec is None:
         return
-    loaded = Family.load(spec, role=role)  # type: ignore[arg-type]
-    print(f"family       {spec.name}: {spec.architecture}, {loaded.parameterisation}, role {role}")
-    for need in loaded.needs():
+    configs_missing = None
+    try:
+        loaded = Family.load(spec, role=role)  # type: ignore[arg-type]
+        kind = loaded.parameterisation
+    except FamilyError as error:
+        if not any(part.repo and not part.is_local for part in (*spec.members.values(), spec.vae, spec.text)):
+            raise
+        loaded, kind, configs_missing = Family(spec, role=role), "parameterisation unknown", error  # type: ignore[arg-type]
+    print(f"family       {spec.name}: {spec.architecture}, {kind}, role {role}")
+    needs = loaded.needs()
+    for need in needs:
         state = "on disk" if need.installed else f"to download: {_bytes(need.bytes)}"
         print(f"  {need.name:<16} {_bytes(need.memory)} in memory, {state}, {need.where}")
-    total = sum(need.memory or 0 for need in loaded.needs())
-    print(f"  memory needed for weights: {_bytes(total)}")
+    known = [need.memory for need in needs if need.memory is not None]
+    unknown = len(needs) - len(known)
+    more = f" and {unknown} components of unknown size" if unknown else ""
+    print(f"  memory needed for weights: {_bytes(sum(known))}{more}")
+    if configs_missing is not None:
+        print(f"  nothing else can be checked: {configs_missing}")
+        return
     try:
         loaded.members_share_latent_space()
     except RelayError as error:

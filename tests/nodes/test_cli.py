@@ -133,6 +133,15 @@ def test_the_doctor_says_what_a_role_needs_before_loading_it(relay):
     assert "memory needed" in out
 
 
+def test_the_doctor_lists_a_family_that_was_not_fetched_with_its_sizes_unknown(relay, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, _ = relay("doctor", "--family", "sdxl-vega")
+    assert code == 0
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in out
+    assert "to download: size unknown" in out
+    assert "not on this machine" in out
+
+
 BAD = [
     (["generate", ""], "empty"),
     (["generate", "a red dragon"], "'dragon'"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import (
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -141,3 +142,28 @@ def test_an_sdxl_relay_is_denoising_end_and_denoising_start(checkpoints, tmp_pat
         )  # fmt: skip
         assert made.steps == {"large": s, "small": steps - s}
         assert difference(made.images, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["full-cloud", "edge-only"])
+@pytest.mark.parametrize("name", ["mini-sd3", "mini-sdxl"])
+def test_an_embedded_family_is_diffusers_own_pipeline_over_its_folder(name, mode):
+    """The small pipeline is `from_pretrained(folder, denoiser=..., scheduler=...)`, as the README says."""
+    ours = RelayPipeline.from_pretrained(name)
+    family = ours.family
+    folder, member = family.spec.members["large"].repo, family.spec.members["small" if mode == "edge-only" else "large"]
+    parts: dict = {"text_encoder_3": None, "tokenizer_3": None} if name == "mini-sd3" else {}
+    if mode == "edge-only":
+        import diffusers
+
+        model = getattr(diffusers, family.architecture.model)
+        scheduler = FlowMatchEulerDiscreteScheduler if name == "mini-sd3" else EulerDiscreteScheduler
+        parts[family.architecture.denoiser] = model.from_pretrained(folder, subfolder=member.subfolder)
+        parts["scheduler"] = scheduler.from_pretrained(folder, subfolder=member.scheduler)
+    cls = StableDiffusion3Pipeline if name == "mini-sd3" else StableDiffusionXLPipeline
+    theirs = quiet(cls.from_pretrained(folder, torch_dtype=torch.float32, **parts))
+    call = {"prompt": "a large red striped heart at the top left, on a white background", "num_inference_steps": 6}
+    extra = {"max_sequence_length": 0} if name == "mini-sd3" else {}
+    assert_equals(
+        lambda **kind: ours(mode=mode, seed=5, guidance_scale=2.5, **call, **kind),
+        lambda **kind: theirs(generator=generators(5), guidance_scale=2.5, **call, **extra, **kind),
+    )
