@@ -42,11 +42,15 @@ def test_the_reference_is_the_large_member_on_the_sigmas_that_the_small_one_walk
             intensities.append(x.double().abs().mean().item())
     expected = [abs(a - b) / b for a, b in zip(small, intensities, strict=True)]
     assert relay.deviation["per_step"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert relay.deviation["mean"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
     assert 0 < relay.deviation["mean"] <= relay.deviation["max"] == max(relay.deviation["per_step"])
 
 
-def test_measuring_it_changes_no_image(pipes):
-    assert torch.equal(pipes["sd3"](PROMPT, deviation=True, **CALL).images, pipes["sd3"](PROMPT, **CALL).images)
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_it_is_measured_only_if_asked_for_and_changes_no_image(pipes, name):
+    measured, plain = pipes[name](PROMPT, deviation=True, **CALL), pipes[name](PROMPT, **CALL)
+    assert torch.equal(measured.images, plain.images)
+    assert plain.deviation is None
 
 
 def test_it_is_a_mean_over_images_then_a_mean_and_a_maximum_over_steps():
