@@ -1,0 +1,147 @@
+"""When requests come: arrival times in s from the start, ascending, as float64 arrays.
+
+Every process draws by inversion or thinning from unit streams, so the same seed gives the same times, and a longer
+horizon only adds to them. `rate_per_s` is always the long-run mean rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.workloads.prompts import generator
+from experiments.workloads.registry import build, load_own, named
+from experiments.workloads.tables import read_numbers
+from relay.errors import BadRequest
+
+Times = NDArray[np.float64]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+MOST = 50_000_000  # expected arrivals in one call: a rate in the wrong unit is refused before memory is gone
+
+
+@runtime_checkable
+class Arrivals(Protocol):
+    """An arrival process."""
+
+    def times(self, horizon_s: float, seed: int) -> Times:
+        """Arrival times in [0, horizon_s)."""
+        ...
+
+
+class Poisson(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Independent arrivals at a constant rate. RISE: a mean gap of 9 s, so rate_per_s = 1/9 (facts, section 1)."""
+
+    rate_per_s: Positive
+
+    def times(self, horizon_s: float, seed: int) -> Times:
+        return _unit(_expected(self.rate_per_s, horizon_s), generator(seed, "arrivals")) / self.rate_per_s
+
+
+class Bursty(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Markov-modulated Poisson: calm and burst states in turn, each of exponential length; Poisson within each.
+
+    `burst_factor`: rate in a burst / rate in a calm. The start state is drawn from the long-run shares.
+    """
+
+    rate_per_s: Positive
+    burst_factor: Annotated[float, msgspec.Meta(ge=1)] = 8.0
+    burst_s: Positive = 20.0
+    calm_s: Positive = 100.0
+
+    def times(self, horizon_s: float, seed: int) -> Times:
+        _expected(self.rate_per_s, horizon_s)
+        calm_rate = self.rate_per_s * (self.calm_s + self.burst_s) / (self.calm_s + self.burst_factor * self.burst_s)
+        rates = np.array([calm_rate, calm_rate * self.burst_factor])
+        states = generator(seed, "states")
+        state = int(states.random() < self.burst_s / (self.calm_s + self.burst_s))
+        ends, integral = [0.0], [0.0]  # the integrated rate is piecewise linear, so its inverse is an interpolation
+        while ends[-1] < horizon_s:
+            length = float(states.exponential((self.calm_s, self.burst_s)[state]))
+            ends.append(ends[-1] + length)
+            integral.append(integral[-1] + length * float(rates[state]))
+            state = 1 - state
+        unit = _unit(integral[-1], generator(seed, "arrivals"))
+        times = np.interp(unit, integral, ends)
+        return times[times < horizon_s]
+
+
+class Diurnal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rate rate_per_s * (1 + amplitude * sin(2 pi (t - shift_s) / period_s)), by thinning a Poisson stream."""
+
+    rate_per_s: Positive
+    amplitude: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.8
+    period_s: Positive = 86_400.0
+    shift_s: float = 0.0
+
+    def times(self, horizon_s: float, seed: int) -> Times:
+        peak = self.rate_per_s * (1 + self.amplitude)
+        candidates = _unit(_expected(peak, horizon_s), generator(seed, "arrivals")) / peak
+        share = (1 + self.amplitude * np.sin(2 * np.pi * (candidates - self.shift_s) / self.period_s)) / (
+            1 + self.amplitude
+        )
+        return candidates[generator(seed, "thinning").random(len(candidates)) < share]
+
+
+class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Times in s from a CSV with a header, sorted and counted from the first. `speed` 2 replays it twice as fast."""
+
+    path: str
+    column: str | None = None  # default: the first
+    speed: Positive = 1.0
+
+    def times(self, horizon_s: float, seed: int = 0) -> Times:  # a trace is what it is, whatever the seed
+        if not horizon_s > 0:
+            raise BadRequest(f"horizon_s must be above 0, not {horizon_s}")
+        path = Path(self.path).expanduser()
+        found = np.sort(np.array(read_numbers(path, self.column), dtype=np.float64))
+        if not len(found):
+            raise BadRequest(f"{path} holds no arrival")
+        if not np.isfinite(found).all():
+            raise BadRequest(f"{path}: column {self.column or 'first'} holds a time that is not finite")
+        times = (found - found[0]) / self.speed
+        return times[times < horizon_s]
+
+
+ARRIVALS: dict[str, tuple[type, dict[str, Any]]] = {
+    "poisson": (Poisson, {}),
+    "bursty": (Bursty, {}),
+    "diurnal": (Diurnal, {}),
+    "trace": (Trace, {}),
+}
+
+
+def load_arrivals(name_or_spec: str | Mapping[str, Any] | Arrivals, **options: Any) -> Arrivals:
+    """A process by name with its options, as a mapping with `arrivals: NAME`, or as `package.module:Class`."""
+    if isinstance(name_or_spec, Arrivals):
+        return name_or_spec
+    name, options = named(name_or_spec, "arrivals", options)
+    if ":" in name:
+        return load_own(name, "arrivals", Arrivals, options)
+    return build(ARRIVALS, name, "arrivals", options)
+
+
+def _expected(rate_per_s: float, horizon_s: float) -> float:
+    if not (math.isfinite(horizon_s) and horizon_s > 0):
+        raise BadRequest(f"horizon_s must be above 0, not {horizon_s}")
+    if rate_per_s * horizon_s > MOST:
+        raise BadRequest(
+            f"{rate_per_s:g} arrivals per s over {horizon_s:g} s are more than {MOST:,}: is the unit right?"
+        )
+    return rate_per_s * horizon_s
+
+
+def _unit(end: float, rng: np.random.Generator) -> Times:
+    """A Poisson stream of rate 1 on [0, end), by its gaps."""
+    parts, last = [], 0.0
+    while last < end:
+        size = int(end - last + 4 * math.sqrt(end - last)) + 16
+        parts.append(last + np.cumsum(rng.exponential(size=size)))
+        last = float(parts[-1][-1])
+    stream = np.concatenate(parts) if parts else np.empty(0)
+    return stream[stream < end]
