@@ -130,7 +130,8 @@ def table(found: dict[str, dict[str, list[int]]], prompts: int) -> str:
         "| --- |" + " --- |" * len(found),
     ]
     for kind in kinds:
-        cells = [f"{r / n:.4f} ({n})" if (r := c.get(kind, [0, 0])[0], n := c.get(kind, [0, 0])[1])[1] else "" for c in found.values()]  # fmt: skip
+        counts = [column.get(kind) for column in found.values()]
+        cells = [f"{c[0] / c[1]:.4f} ({c[1]})" if c else "" for c in counts]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     totals = [[sum(v[i] for k, v in c.items() if k != "extra") for i in (0, 1)] for c in found.values()]
     lines.append("| all | " + " | ".join(f"{r / n:.4f} ({n})" for r, n in totals) + " |")
@@ -142,7 +143,7 @@ def draw(
     out: Annotated[Path, typer.Option(help="Folder for the images and a numbered sheet to label from.")] = LABELLED,
     count: int = 100,
 ) -> None:
-    """Generate validation prompts with both families (full-cloud, relay, edge-only in turn), to be labelled by eye."""
+    """Generate validation prompts with both families (full-cloud and relays in turn), to be labelled by eye."""
     import numpy as np
 
     from experiments.contact_sheet import Cell, contact_sheet
@@ -158,7 +159,7 @@ def draw(
         family = ("mini-sd3", "mini-sdxl")[number % 2]
         pipe = RelayPipeline.from_pretrained(family)
         steps = pipe.family.spec.members["large"].steps
-        handoff = (steps, steps // 2, steps, 0)[number // 2 % 4]
+        handoff = (steps, steps // 2, steps, steps // 3)[number // 2 % 4]
         image = pipe(caption(scenes[i], rng), handoff=handoff, seed=int(i)).images[0]
         image.save(out / f"{number:03d}.png")
         cells.append(Cell(image, f"{number:03d}"))

@@ -17,7 +17,7 @@ def provenance() -> dict[str, Any]:
 
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        if sys.argv[0].endswith("relay")
+        if Path(sys.argv[0]).name in ("relay", "relay-experiment")
         else _module_command(),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from relay import codecs
+from relay.deviation import IntensityTrace
 from relay.matching import walk
 from relay.sampling import walk_leg
 from relay.scenes.judge import Verdict, judge
@@ -31,6 +32,17 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
+class Drawn:
+    """One batch: images (B, 3, H, W) in 0..1 per program (its text form), and what of them was asked to be watched."""
+
+    images: dict[str, torch.Tensor]
+    # Intensities (B', steps) of the small leg and of the large member going on from the same latent, first B' prompts.
+    traces: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    sample_steps: int  # steps x samples that were really walked
+    sample_steps_alone: int  # the same without shared prefixes
+
+
+@dataclass
 class Scored:
     """Verdicts per program (its text form), in prompt order, and the share of steps that sharing prefixes saved."""
 
@@ -39,6 +51,46 @@ class Scored:
 
 
 @torch.inference_mode()
+def draw_batch(
+    family: Family, captions: Sequence[str], seeds: Sequence[int], programs: Sequence[Program], watched: int = 0
+) -> Drawn:
+    """Draw every program on every prompt, prompt i from the noise of seeds[i].
+
+    The first `watched` prompts are also walked on by the first leg's member over each second leg's sigmas, for the
+    deviation of the latent's intensity.
+    """
+    size = family.spec.sizes.default
+    schedules = family.schedules(size)
+    walks = {str(p): walk(p, schedules) for p in programs}
+    cond = family.text.encode(list(captions), None, True, size)
+    noise = family.initial_noise(len(seeds), size, [torch.Generator().manual_seed(s) for s in seeds])
+    states, taken = _shared_prefixes(family, programs, walks, noise, cond)
+    drawn = Drawn({}, {}, taken * len(seeds), sum(leg.steps for p in programs for leg in p.legs) * len(seeds))
+    for program in programs:
+        latent = states[_prefix(program)]
+        for k in range(1, len(program.legs)):
+            leg, sigmas = walks[str(program)][k]
+            # What the wire does to a latent is part of the program.
+            sent = codecs.decode(codecs.encode(latent, program.codec), program.codec, latent.shape)
+            seen = IntensityTrace()
+            latent = walk_leg(
+                family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member,
+                on_step=seen.record,
+            )  # fmt: skip
+            drawn.sample_steps += leg.steps * len(seeds)
+            if k == 1 and watched:
+                reference = IntensityTrace()
+                before, some = program.legs[0].member, family.text.encode(list(captions[:watched]), None, True, size)
+                walk_leg(
+                    family.denoiser(before), sent[:watched], sigmas, some, program.guidance[0], member=before,
+                    on_step=reference.record,
+                )  # fmt: skip
+                pair = [torch.stack(t.intensities, 1)[:watched] for t in (seen, reference)]
+                drawn.traces[str(program)] = (pair[0], pair[1])
+        drawn.images[str(program)] = family.decode(latent).cpu()
+    return drawn
+
+
 def score_programs(
     family: Family,
     scenes: Sequence[Scene],
@@ -49,32 +101,16 @@ def score_programs(
     progress: Progress | None = None,
 ) -> Scored:
     """Judge every program on every prompt; prompt i starts from the noise of seeds[i]."""
-    size = family.spec.sizes.default
-    schedules = family.schedules(size)
-    walks = {str(p): walk(p, schedules) for p in programs}
     verdicts: dict[str, list[Verdict]] = {str(p): [] for p in programs}
-    taken = 0
+    taken = alone = 0
     for at in range(0, len(captions), batch):
         part = slice(at, at + batch)
-        cond = family.text.encode(captions[part], None, True, size)
-        generators = [torch.Generator().manual_seed(s) for s in seeds[part]]
-        noise = family.initial_noise(len(generators), size, generators)
-        states, steps = _shared_prefixes(family, programs, walks, noise, cond)
-        taken += steps * len(generators)
-        for program in programs:
-            latent = states[_prefix(program)]
-            for k in range(1, len(program.legs)):
-                leg, sigmas = walks[str(program)][k]
-                # What the wire does to a latent is part of the program.
-                sent = codecs.decode(codecs.encode(latent, program.codec), program.codec, latent.shape)
-                latent = walk_leg(
-                    family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member
-                )
-                taken += leg.steps * len(generators)
-            verdicts[str(program)] += judge(family.decode(latent).cpu() * 2 - 1, list(scenes[part]))
+        drawn = draw_batch(family, captions[part], seeds[part], programs)
+        taken, alone = taken + drawn.sample_steps, alone + drawn.sample_steps_alone
+        for text, images in drawn.images.items():
+            verdicts[text] += judge(images * 2 - 1, list(scenes[part]))
         if progress:
             progress(min(at + batch, len(captions)), len(captions))
-    alone = sum(leg.steps for p in programs for leg in p.legs) * len(captions)
     return Scored(verdicts, 1 - taken / alone)
 
 

@@ -16,6 +16,7 @@ table: quality rows come from big batches with shared prefixes, and a time read 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -117,7 +118,9 @@ def write_unit(folder: Path, table: str, unit: str, rows: Sequence[dict[str, Any
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
     try:
-        frame.write_parquet(partial)
+        buffer = io.BytesIO()  # a full disk is then an OSError with its reason, whatever the writer makes of it
+        frame.write_parquet(buffer)
+        partial.write_bytes(buffer.getbuffer())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

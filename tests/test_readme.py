@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cli import main as relay_experiment
 from experiments.training.cli import main as relay_train
 from nodes.cli import main as relay
 
@@ -20,6 +21,7 @@ ELSEWHERE = ("make ", "git ", "python -m experiments.", "hf ")
 
 def test_the_command_lines_run_in_the_order_they_are_read(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(Path(__file__).parent.parent / "configs")
     ran = 0
     for language, block in BLOCKS:
         if language != "bash":
@@ -33,7 +35,7 @@ def test_the_command_lines_run_in_the_order_they_are_read(tmp_path, monkeypatch,
                 words += ["--help"]  # trains for hours; tests/experiments runs it in short form
             monkeypatch.setattr(sys, "argv", words)
             with pytest.raises(SystemExit) as ended:
-                {"relay": relay, "relay-train": relay_train}[words[0]]()
+                {"relay": relay, "relay-train": relay_train, "relay-experiment": relay_experiment}[words[0]]()
             assert ended.value.code == 0, f"{command}: {capsys.readouterr().err}"
             ran += 1
     assert ran >= 8

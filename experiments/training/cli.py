@@ -31,8 +31,14 @@ def _root() -> None:
 
 
 FAMILIES = ("mini-sd3", "mini-sdxl")
-PARTS = ("vae", "text", "judge", *(f"{family}/{member}" for family in FAMILIES for member in ("large", "small")))
-DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "large": 120, "small": 30}
+PARTS = (
+    "vae",
+    "text",
+    "judge",
+    "clip",
+    *(f"{family}/{member}" for family in FAMILIES for member in ("large", "small")),
+)
+DEFAULT_MINUTES = {"vae": 20, "text": 15, "judge": 15, "clip": 30, "large": 120, "small": 30}
 
 
 Work = Annotated[Path, typer.Option(help="Checkpoints, curves and the latent cache.")]
@@ -73,7 +79,7 @@ def family(
 @app.command()
 def part(
     name: Annotated[
-        str, typer.Argument(help="vae | text | judge | mini-sd3/large | mini-sd3/small | mini-sdxl/large | ...")
+        str, typer.Argument(help="vae | text | judge | clip | mini-sd3/large | mini-sd3/small | mini-sdxl/large | ...")
     ],
     total_minutes: Total = None,
     minutes: Minutes = None,
@@ -162,6 +168,10 @@ def _task(name: str, weights: Path, work: Path, seed: int, quick: bool):  # noqa
         from experiments.training.judge import JudgeTask
 
         return JudgeTask(weights, seed)
+    if name == "clip":
+        from experiments.training.clip import ClipTask
+
+        return ClipTask(weights, seed, quick)
     from experiments.training.members import MemberTask
 
     family, _, member = name.partition("/")

@@ -65,6 +65,15 @@ def test_the_plain_pipeline_is_compared_pair_by_pair(tmp_path):
     assert "paired" in (tmp_path / "p.md").read_text()
 
 
+def test_the_judge_is_checked_against_renders_and_a_persons_labels(tmp_path):
+    run("experiments.judge_check", "report", "--out", tmp_path / "j.md", "--prompts", "50")
+    found = json.loads((tmp_path / "j.json").read_text())["families"]
+    assert set(found) == {"clean renders", "VAE reconstructions", "a person's labels of generated images"}
+    labelled = found["a person's labels of generated images"]
+    assert labelled["background"][1] == 100
+    assert sum(right for right, _ in labelled.values()) > 0.9 * sum(asked for _, asked in labelled.values())
+
+
 @pytest.mark.parametrize("part", ["text", "mini-sd3/small"])
 def test_training_goes_on_from_a_checkpoint_and_from_the_shipped_weights(tmp_path, part):
     where = ["--work", tmp_path / "work", "--out", tmp_path / "weights", "--threads", "1", "--quick"]

@@ -1,0 +1,110 @@
+"""A run's folder: opened for work, read as data frames and images, merged from shards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relay.errors import BadRequest, RelayError
+from scheduler.outcomes import TABLES, image_path, read_table
+
+if TYPE_CHECKING:
+    import polars as pl
+    from PIL.Image import Image
+
+
+class Run:
+    """A finished or unfinished run, for reading. `open_run(folder)` makes one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+        except FileNotFoundError:
+            raise BadRequest(f"{folder} is no run folder: it has no run.json") from None
+        except ValueError as error:
+            raise RelayError(f"{folder / 'run.json'} is damaged: {error}") from None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.facts["config"]
+
+    @property
+    def config_hash(self) -> str:
+        return self.facts["config_hash"]
+
+    @cached_property
+    def outcomes(self) -> pl.DataFrame:
+        """Quality rows, one a program x prompt x seed; see scheduler.outcomes.OUTCOME_SCHEMA."""
+        return read_table(self.folder, "outcomes")
+
+    @cached_property
+    def times(self) -> pl.DataFrame:
+        """Latency rows at batch 1, one a program x link x round."""
+        return read_table(self.folder, "times")
+
+    @cached_property
+    def curves(self) -> pl.DataFrame:
+        """Step time of each member over batch size."""
+        return read_table(self.folder, "curves")
+
+    def image(self, digest: str) -> Image:
+        """The image that a row names in its `image` column."""
+        from PIL import Image
+
+        return Image.open(image_path(self.folder, digest)).convert("RGB")
+
+
+def open_run(folder: str | Path) -> Run:
+    """Read a run's data frames and images: `open_run("runs/experiments/rise").outcomes`."""
+    return Run(Path(folder))
+
+
+def begin(folder: Path, facts: dict[str, Any]) -> None:
+    """Make the folder, or check that what lies there is the same experiment."""
+    path = folder / "run.json"
+    if path.exists():
+        there = Run(folder)
+        if there.config_hash != facts["config_hash"]:
+            raise BadRequest(
+                f"{folder} holds a run of another config ({there.facts['config']['name']}, {there.config_hash};"
+                f" this one is {facts['config_hash']}): choose another --out, or remove it"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise BadRequest(f"{folder} is not empty and holds no run: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(facts, indent=1) + "\n")
+
+
+def merge(out: Path, shards: list[Path]) -> Run:
+    """Put the shards of one run into one folder, with the rows of an unsharded run."""
+    runs = [Run(shard) for shard in shards]
+    if len({run.config_hash for run in runs}) > 1:
+        said = ", ".join(f"{run.folder} {run.config_hash}" for run in runs)
+        raise BadRequest(f"these are not shards of one run: {said}")
+    begin(out, runs[0].facts)
+    for run in runs:
+        for part in (*TABLES, "images"):
+            for source in sorted((run.folder / part).rglob("*.p[na][gr]*")):
+                target = out / source.relative_to(run.folder)
+                if source.suffix != ".part" and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+                    shutil.copyfile(source, partial)
+                    partial.replace(target)
+    return Run(out)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

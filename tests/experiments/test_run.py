@@ -1,0 +1,299 @@
+"""`relay-experiment run`: what a run holds, and that killing, sharding and changing it does what one expects."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+from tiny import write_family
+
+from experiments.cli import app
+from experiments.grid import read_experiment
+from experiments.run import prepare, run
+from experiments.run_folder import open_run
+from nodes.cli import run as run_app
+from relay.errors import BadRequest
+from scheduler.outcomes import image_path, pixels_hash
+
+PROMPTS = [f"a {a} {b}" for a in ("red", "blue", "green") for b in ("circle", "square")] + ["a circle", "a square"]
+SCALED = {"real_step_s": 0.1, "stands_for": "sdxl", "source": "a test"}
+VOLATILE = ["commit", "machine", "versions"]
+
+
+class Brightness:
+    """A metric of one's own, named in YAML as test_run:Brightness."""
+
+    name, columns, needs_reference = "brightness", ("brightness", "apart"), True
+
+    def missing(self):
+        return None
+
+    def score(self, images, prompts, references):
+        apart = (images - references).abs().mean((1, 2, 3))
+        return {"brightness": images.mean((1, 2, 3)).tolist(), "apart": apart.tolist()}
+
+
+@pytest.fixture(scope="module")
+def config(checkpoints, tmp_path_factory):
+    root = tmp_path_factory.mktemp("experiment")
+    (root / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    families = [
+        write_family(root / f"tiny-{name}.yaml", folder, name, small={"scheduler": "scheduler_small"} if name == "sdxl" else {})
+        for name, folder in checkpoints.items()
+    ]  # fmt: skip
+    body = {
+        "name": "tiny",
+        "workload": {"name": "file", "path": str(root / "prompts.txt"), "split": "all", "count": 8},
+        "families": [str(f) for f in families],
+        "programs": [{"mode": "full-cloud"}, {"mode": "relay", "handoff": [0.5, 1], "small_steps": [None, 5]},
+                     {"mode": "edge-only"}],
+        "codec": ["fp16", "int8"],
+        "matching": ["exact"],
+        "seeds": [0, 1],
+        "metrics": ["test_run:Brightness"],
+        "deviation": 2,
+        "links": ["wifi", {"name": "far", "like": "lte", "scaled": SCALED}],
+        "times": {"repeats": 2, "curve": [1, 2]},
+        "batch": 3,
+    }  # fmt: skip
+    path = root / "tiny.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    run(prepare(read_experiment(config), str(config)), folder)
+    return open_run(folder)
+
+
+def rows(folder: Path) -> pl.DataFrame:
+    return open_run(folder).outcomes.drop(VOLATILE)
+
+
+def changed(config: Path, tmp_path: Path, **change) -> Path:
+    body = {k: v for k, v in (yaml.safe_load(config.read_text()) | change).items() if v != "drop"}
+    path = tmp_path / "changed.yaml"
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+def test_each_row_is_one_program_prompt_and_seed(whole):
+    frame = whole.outcomes
+    assert frame.height == frame.select("family", "program", "prompt", "seed").unique().height
+    # full-cloud and edge-only once, a relay once a handoff step, small steps and codec
+    assert set(frame.group_by("family").agg(pl.col("program").n_unique())["program"]) == {2 + 2 * 2 * 2}
+    assert set(frame["prompt"]) == set(PROMPTS)
+    assert frame["seed"].n_unique() == 16
+    assert frame["config_hash"].unique().to_list() == [whole.config_hash]
+    relays = frame.filter(pl.col("mode") == "relay")
+    assert (relays["latent_bytes"] > 0).all()
+    assert (frame.filter(pl.col("mode") == "full-cloud")["latent_bytes"] == 0).all()
+    assert set(frame["handoff"]) == {0, 1, 2, 4}
+
+
+def test_the_reference_is_the_full_cloud_image_of_the_same_prompt_and_seed(whole):
+    frame = whole.outcomes
+    assert (frame.filter(pl.col("mode") == "full-cloud")["score_apart"] == 0).all()
+    assert (frame.filter(pl.col("mode") == "edge-only")["score_apart"] > 0).all()
+
+
+def test_images_are_stored_once_under_their_content(whole):
+    import numpy as np
+
+    digests = whole.outcomes["image"].unique().to_list()
+    files = list((whole.folder / "images").rglob("*.png"))
+    assert len(files) == len(digests)
+    for digest in digests[:5]:
+        pixels = np.asarray(whole.image(digest))
+        assert pixels_hash(pixels.tobytes(), pixels.shape) == digest
+
+
+def test_the_intensity_of_the_first_prompts_of_a_unit_is_watched(whole):
+    relays = whole.outcomes.filter(pl.col("mode") == "relay")
+    watched = relays.filter(pl.col("deviation_mean").is_not_null())
+    assert set(watched["prompt_index"]) == {0, 1, 3, 4, 6, 7}
+    assert (watched["intensity"].list.len() == watched["small_steps"]).all()
+    assert (watched["deviation_max"] >= watched["deviation_mean"]).all()
+
+
+def test_times_say_their_measure_and_pay_for_what_is_sent(whole):
+    times = whole.times
+    assert times["measure"].unique().to_list() == ["latency, batch 1"]
+    assert set(times["link_kind"]) == {"none", "as given", "scaled"}
+    assert times["link"].n_unique() == 1 + 1 + 2  # the scaled link's lambda is each family's own
+    sent = times.filter(pl.col("link_kind") != "none").with_columns(
+        pl.col("program").str.contains("large:4:0-4").alias("full")
+    )
+    assert (sent.filter(pl.col("full"))["return_s"] > 0).all()
+    assert (sent.filter(pl.col("full"))["transfer_s"] == 0).all()
+    relays = sent.filter(pl.col("program").str.contains("/small:") & pl.col("program").str.contains("/large:"))
+    assert (relays["transfer_s"] > 0).all()
+    assert set(whole.curves["batch"]) == {1, 2}
+
+
+def start_process(config: Path, folder: Path, before: str = "") -> subprocess.Popen:
+    """`relay-experiment run` in a process of its own; `before` is run first."""
+    here = Path(__file__)
+    paths = os.pathsep.join([str(here.parent), str(here.parents[1]), str(here.parents[2])])
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{before}\nfrom experiments.cli import main; main()", "run", str(config),
+         "--out", str(folder), "--threads", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+
+
+def test_a_run_killed_three_times_ends_as_an_undisturbed_one(config, whole, tmp_path):
+    folder = tmp_path / "killed"
+    dice = random.Random(5)
+    for _ in range(3):
+        done = len(list(folder.glob("outcomes/*.parquet")))
+        work = start_process(config, folder)
+        while work.poll() is None and len(list(folder.glob("outcomes/*.parquet"))) <= done:
+            time.sleep(0.005)
+        assert work.poll() is None, work.communicate()[1]
+        time.sleep(dice.random() * 0.1)
+        work.kill()
+        work.communicate()
+    assert 3 <= len(list(folder.glob("outcomes/*.parquet"))) < len(list(whole.folder.glob("outcomes/*.parquet")))
+    last = start_process(config, folder)
+    assert last.wait(300) == 0, last.communicate()[1]
+    assert rows(folder).equals(rows(whole.folder))
+    for digest in whole.outcomes["image"].unique():
+        assert image_path(folder, digest).read_bytes() == image_path(whole.folder, digest).read_bytes()
+
+
+def test_a_finished_run_is_not_done_again(config, whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.folder.rglob("*.parquet")}
+    run(prepare(read_experiment(config), str(config)), whole.folder)
+    assert {p: p.stat().st_mtime_ns for p in whole.folder.rglob("*.parquet")} == before
+
+
+def test_shards_merge_into_the_rows_of_an_unsharded_run(config, whole, tmp_path):
+    for i in (1, 2):
+        short = prepare(read_experiment(config), str(config))
+        run(short, tmp_path / f"shard{i}", (i, 2))
+    with pytest.raises(SystemExit) as end:
+        run_command("merge", tmp_path / "merged", tmp_path / "shard1", tmp_path / "shard2")
+    assert end.value.code == 0
+    assert rows(tmp_path / "merged").equals(rows(whole.folder))
+    for digest in whole.outcomes["image"].unique():
+        assert image_path(tmp_path / "merged", digest).exists()
+
+
+def test_two_runs_are_compared_pair_by_pair(whole, capsys):
+    with pytest.raises(SystemExit):
+        run_command("compare", whole.folder, whole.folder, "--json")
+    import json
+
+    found = json.loads(capsys.readouterr().out)
+    assert {row["score"] for row in found} == {"brightness", "apart"}
+    assert all(row["difference"] == 0 == row["low"] == row["high"] for row in found)
+    assert all(row["pairs"] == 16 for row in found)
+
+
+def test_a_dry_run_prints_the_grid_and_an_estimate_and_draws_nothing(config, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command("run", config, "--dry-run", "--out", tmp_path / "dry")
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "10 programs" in out
+    assert "units of work; about" in out
+    assert not (tmp_path / "dry").exists()
+
+
+BAD = [
+    ({"sedes": [1]}, "sedes"),
+    ({"policy": ["fixed"]}, "`$.policy` is an axis that nothing provides yet"),
+    ({"load": [2]}, "`$.load`"),
+    ({"seeds": []}, "$.seeds"),
+    ({"programs": [{"mode": "relay"}]}, "`$.programs[0]`"),
+    ({"programs": [{"mode": "relay", "handoff": [5]}]}, "`$.programs[0]`"),
+    ({"programs": [{"mode": "relay", "handoff": [1.5]}]}, "`$.programs[0]`"),
+    ({"metrics": ["taste"]}, "`$.metrics[0]`"),
+    ({"metrics": ["test_run:Nothing"]}, "`$.metrics[0]`"),
+    ({"metrics": ["lpips"]}, "`$.metrics[0]`"),
+    ({"baselines": ["magic"]}, "`$.baselines[0]`"),
+    ({"links": ["pigeon"]}, "`$.links[0]`"),
+    ({"workload": {"name": "file", "path": "nothing.txt"}}, "nothing.txt"),
+    ({"workload": {"name": "scenes", "count": 0}}, "workload"),
+    ({"families": ["maxi"]}, "maxi"),
+    ({"codec": ["jpeg"]}, "$.codec"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), BAD, ids=[n for _, n in BAD])
+def test_a_wrong_config_is_one_line_that_names_file_and_key(config, tmp_path, capsys, change, named):
+    path = changed(config, tmp_path, **change)
+    with pytest.raises(SystemExit) as end:
+        run_command("run", path, "--out", tmp_path / "out")
+    err = capsys.readouterr().err
+    assert end.value.code in (1, 2)
+    assert err.count("\n") == 1
+    assert named in err
+    if "families" not in change:
+        assert str(path) in err or "nothing.txt" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_prompt_file_is_refused(config, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n\n")
+    path = changed(config, tmp_path, workload={"name": "file", "path": str(tmp_path / "empty.txt")})
+    with pytest.raises(SystemExit):
+        run_command("run", path, "--out", tmp_path / "out")
+    assert "empty.txt" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_config_is_refused_and_kept(config, whole, tmp_path):
+    path = changed(config, tmp_path, seeds=[7])
+    before = whole.outcomes.height
+    with pytest.raises(BadRequest, match="run of another config"):
+        run(prepare(read_experiment(path), str(path)), whole.folder)
+    assert open_run(whole.folder).outcomes.height == before
+
+
+def test_a_full_disk_is_one_line_and_loses_no_row(config, tmp_path):
+    """A limit on the size of files stands for a disk that fills up: the kernel refuses the write either way."""
+    limit = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))"
+    )
+    work = start_process(config, tmp_path / "full", before=limit)
+    _, err = work.communicate(timeout=300)
+    assert work.returncode == 1
+    assert err.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert not list((tmp_path / "full").rglob("*.part"))
+
+
+def run_command(*words) -> None:
+    kept, sys.argv = sys.argv, ["relay-experiment", *map(str, words)]
+    try:
+        run_app(app)
+    finally:
+        sys.argv = kept
+
+
+def test_the_example_in_the_docs_runs_as_written(tmp_path, monkeypatch):
+    import re
+
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    python, config = (re.search(rf"```{kind}\n(.*?)```", text, re.S)[1] for kind in ("python", "yaml"))
+    (tmp_path / "my_metrics.py").write_text(python)
+    (tmp_path / "contrast.yaml").write_text(config)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        run_command("run", tmp_path / "contrast.yaml", "--out", tmp_path / "run")
+    assert end.value.code == 0
+    frame = open_run(tmp_path / "run").outcomes
+    assert frame["score_contrast"].min() > 0
+    assert frame.filter(pl.col("mode") == "full-cloud")["score_contrast_lost"].abs().max() == 0
