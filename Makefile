@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint format bench evaluate wheel clean
+.PHONY: setup demo test lint format bench evaluate report report-long wheel clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,14 @@ bench: setup           ## step costs, own loop against diffusers, batch scaling,
 
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
 	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md
+
+report: setup          ## RISE's relay table on the embedded families, short form, as one HTML page
+	$(BIN)/relay-experiment run configs/experiments/rise.yaml --out runs/experiments/rise
+	$(BIN)/relay-experiment report runs/experiments/rise --out out/report
+
+report-long: setup     ## its long form: T = 28 and 50, letters, three seeds, every baseline (hours)
+	$(BIN)/relay-experiment run configs/experiments/rise-long.yaml --out runs/experiments/rise-long
+	$(BIN)/relay-experiment report runs/experiments/rise-long --out out/report-long
 
 wheel: setup
 	$(BIN)/hatchling build -t wheel

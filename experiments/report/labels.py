@@ -1,0 +1,51 @@
+"""What things are called in the report: programs, scores, links, complexity classes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from relay.program import Program
+from scheduler.outcomes import SCORE
+
+
+def class_name(cls: str) -> str:
+    return {"1": "1 object"}.get(cls, f"{cls} objects" if cls.isdigit() else cls)
+
+
+def score_name(column: str) -> str:
+    """A score column as a reader calls it."""
+    known = {"attributes": "attributes right", "strict": "all attributes right, strict", "clip_score": "CLIP score"}
+    name = column.removeprefix(SCORE)
+    return known.get(name, name.replace("_", " "))
+
+
+def short_link(link: str) -> str:
+    """`wifi: 100 Mbit/s, 3 ms one way, ... (as given)` -> `wifi (as given)`."""
+    kind = re.search(r" \((as given|scaled)", link)
+    name = link.partition(":")[0]
+    return f"{name} ({kind[1]})" if kind else {"none": "no network"}.get(name, name)
+
+
+def program_labels(programs: list[Program]) -> dict[str, str]:
+    """Short names: the steps, and of the rest only what differs among these programs."""
+    relays = [p for p in programs if len(p.legs) > 1]
+    varying: list[tuple[str, Any]] = [
+        (name, of) for name, of in (
+            ("match", lambda p: p.matching), ("", lambda p: p.codec), ("", lambda p: f"{p.conditioning} embeddings"),
+        ) if len({of(p) for p in relays}) > 1
+    ]  # fmt: skip
+    guided = len({p.guidance for p in relays}) > 1 or any(
+        len({p.guidance for p in programs if p.mode == m}) > 1 for m in ("full-cloud", "edge-only")
+    )
+    found = {}
+    for p in programs:
+        legs = " + ".join(f"{leg.steps} {leg.member}" for leg in p.legs)
+        words = {"full-cloud": "large alone", "edge-only": "small alone"}.get(p.mode, legs)
+        if p.mode == "relay":
+            words = f"s = {p.steps['large']}, n = {p.steps['small']}"
+        extra = [f"{name} {of(p)}".strip() for name, of in varying] if len(p.legs) > 1 else []
+        if guided:
+            extra.append("guidance " + ", ".join(f"{g:g}" for g in p.guidance))
+        found[str(p)] = ", ".join([words, *extra])
+    return found
