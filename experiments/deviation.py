@@ -92,23 +92,24 @@ def table(results: dict[str, dict[str, Any]], count: int) -> str:
         f"Relay at half of the steps, {count} held-out prompts. Reference: the large member going on from the same latent",
         "over the same sigmas.",
         "",
-        "| family | | mean over steps | maximum | below 1.5 % |",
-        "| --- | --- | --- | --- | --- |",
+        "| family | | mean over steps | maximum | mean below 1.5 % | maximum below 1.5 % |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    passing = []
+    alike = []
     for name, rows in results.items():
         for label, found in rows.items():
-            below = found["max"] < BOUND
-            if below and label.startswith("control"):
-                passing.append(f"{name}, {label.removeprefix('control: ')}")
-            lines.append(
-                f"| {name} | {label} | {found['mean']:.2%} | {found['max']:.2%} | {'yes' if below else 'no'} |"
-            )
-    verdict = "; ".join(passing) if passing else "none"
-    return (
-        "\n".join([*lines, "", f"Controls that pass too, so that this measure does not tell them apart: {verdict}."])
-        + "\n"
-    )
+            relay = rows["relay"]
+            if label != "relay" and (found["mean"] < BOUND or found["max"] <= relay["max"]):
+                alike.append(f"{name}, {label.removeprefix('control: ')}")
+            below = ["yes" if found[kind] < BOUND else "no" for kind in ("mean", "max")]
+            lines.append(f"| {name} | {label} | {found['mean']:.2%} | {found['max']:.2%} | {' | '.join(below)} |")
+    verdict = "; ".join(alike) if alike else "none"
+    lines += [
+        "",
+        "Controls whose mean stays below the bound too, or whose maximum is no larger than the relay's, so that this measure"
+        f" does not tell them from a sound relay: {verdict}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_a_bad_name_or_option_is_one_line(name, options, says):
 
 
 def test_a_metric_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "my_metrics.py").write_text(
+    (tmp_path / "metrics_of_mine.py").write_text(
         "class Brightness:\n"
         "    name, columns, needs_reference = 'brightness', ('brightness',), False\n"
         "    def __init__(self, gain=1.0): self.gain = gain\n"
@@ -84,7 +84,7 @@ def test_a_metric_of_ones_own(tmp_path, monkeypatch):
         "        return {'brightness': (self.gain * images.mean((1, 2, 3))).tolist()}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    metric = load_metric("my_metrics:Brightness", gain=2.0)
+    metric = load_metric("metrics_of_mine:Brightness", gain=2.0)
     steps = []
     found = score_all([metric], IMAGES, PROMPTS, batch=2, progress=lambda done, total: steps.append((done, total)))
     assert found["brightness"] == pytest.approx((2 * IMAGES.mean((1, 2, 3))).tolist())
