@@ -37,11 +37,13 @@ WHAT = {
 }
 USE = {
     "mini-sd3": """from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+
 pipe = StableDiffusion3Pipeline.from_pretrained(folder)
 image = pipe("a red heart at the top left", num_inference_steps=28, guidance_scale=3.0).images[0]
 small = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer_small")
 pipe = StableDiffusion3Pipeline.from_pretrained(folder, transformer=small)""",
     "mini-sdxl": """from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
 pipe = StableDiffusionXLPipeline.from_pretrained(folder)
 image = pipe("a red heart at the top left", num_inference_steps=26, guidance_scale=2.0).images[0]
 small = UNet2DConditionModel.from_pretrained(folder, subfolder="unet_small")
