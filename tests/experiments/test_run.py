@@ -283,6 +283,15 @@ def run_command(*words) -> None:
         sys.argv = kept
 
 
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.yaml")), ids=str
+)
+def test_every_config_that_is_shipped_can_be_prepared(path):
+    prepared = prepare(read_experiment(path), str(path))
+    assert prepared.units
+    assert all(len(programs) > 2 for programs in prepared.programs.values())
+
+
 def test_the_example_in_the_docs_runs_as_written(tmp_path, monkeypatch):
     import re
 
