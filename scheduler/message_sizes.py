@@ -56,7 +56,7 @@ def _image_bytes(size: tuple[int, int], image_format: str) -> int:
     return round(prod(size) * IMAGE_BYTES_PER_PIXEL[image_format])
 
 
-# facts.md, section 5, at 16 bit and 1024x1024: SDXL latent 131,072 B and 0.32 MB of embeddings per guidance branch
+# Arithmetic over the published configs, at 16 bit and 1024x1024: SDXL latent 131,072 B and 0.32 MB of embeddings per guidance branch
 # (77 tokens x 2048 + pooled 1280); SD3.5 latent 524,288 B and 2.73 MB ((77 + 256 tokens) x 4096 + pooled 2048).
 _REAL = {
     "sdxl": ((4, 128, 128), 2 * (77 * 2048 + 1280)),
@@ -72,7 +72,7 @@ def real_sizes(family: str, image_format: ImageFormat = "png") -> MessageSizes:
         raise BadRequest(f"no real message sizes for family {family!r}: there are some for {', '.join(STANDS_FOR)}")
     name = STANDS_FOR[family]
     shape, embeddings = _REAL[name]
-    source = f"facts.md section 5, 16 bit, 1024x1024; {image_format} at {IMAGE_BYTES_PER_PIXEL[image_format]} B/pixel assumed"
+    source = f"the published configs, 16 bit, 1024x1024; {image_format} at {IMAGE_BYTES_PER_PIXEL[image_format]} B/pixel assumed"
     return MessageSizes(name, shape, embeddings, _image_bytes((1024, 1024), image_format), source)
 
 
