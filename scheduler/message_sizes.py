@@ -56,7 +56,7 @@ def _image_bytes(size: tuple[int, int], image_format: str) -> int:
     return round(prod(size) * IMAGE_BYTES_PER_PIXEL[image_format])
 
 
-# Arithmetic over the published configs, at 16 bit and 1024x1024: SDXL latent 131,072 B and 0.32 MB of embeddings per guidance branch
+# Arithmetic over the published configs, 16 bit, 1024x1024: SDXL latent 131,072 B and 0.32 MB of embeddings per guidance branch
 # (77 tokens x 2048 + pooled 1280); SD3.5 latent 524,288 B and 2.73 MB ((77 + 256 tokens) x 4096 + pooled 2048).
 _REAL = {
     "sdxl": ((4, 128, 128), 2 * (77 * 2048 + 1280)),

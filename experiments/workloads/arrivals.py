@@ -35,7 +35,7 @@ class Arrivals(Protocol):
 
 
 class Poisson(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Independent arrivals at a constant rate. RISE: a mean gap of 9 s, so rate_per_s = 1/9 (second-hand)."""
+    """Independent arrivals at a constant rate. RISE: a mean gap of 9 s, so rate_per_s = 1/9."""
 
     rate_per_s: Positive
 
