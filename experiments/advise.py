@@ -9,10 +9,9 @@ share of resamples in which the program meets the wish, and in which it is also 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from scheduler.outcomes import SCORE
 
 if TYPE_CHECKING:
     import polars as pl
+    from polars.dataframe.group_by import GroupBy
 
 ROUNDS = 2000
 
@@ -62,9 +62,8 @@ def fit_costs(times: pl.DataFrame) -> Costs:
     """Costs from the stages of time rows without a network: each is a median over programs of its medians over rounds."""
     import polars as pl
 
-    own = times.filter((pl.col("link") == "none") & (pl.col("method") == "program"))
     stages = ("encode_s", "large_s", "handoff_s", "small_s", "decode_s")
-    grouped = own.group_by("program", maintain_order=True).agg(pl.col(*stages).median())
+    grouped = _by_program(times).agg(pl.col(*stages).median())
     request: list[float] = []
     handoff: list[float] = []
     large: list[float] = []
@@ -86,9 +85,15 @@ def program_medians(times: pl.DataFrame) -> dict[str, float]:
     """Median end-to-end seconds without a network of each program (no baselines)."""
     import polars as pl
 
+    return dict(_by_program(times).agg(pl.col("end_to_end_s").median()).iter_rows())
+
+
+def _by_program(times: pl.DataFrame) -> GroupBy:
+    """Programs' own rows without a network, baselines and links left out."""
+    import polars as pl
+
     own = times.filter((pl.col("link") == "none") & (pl.col("method") == "program"))
-    grouped = own.group_by("program", maintain_order=True).agg(pl.col("end_to_end_s").median())
-    return dict(grouped.iter_rows())
+    return own.group_by("program", maintain_order=True)
 
 
 def advise(
@@ -118,15 +123,17 @@ def advise(
 
     draws = np.random.default_rng(0).integers(scores.shape[1], size=(ROUNDS, scores.shape[1]))
     means = np.stack([row[draws].mean(1) for row in scores])  # programs x rounds
-    choose = _chooser(seconds, floor, limit_s)
-    chosen = np.array([choose(means[:, r] / means[full, r], means[:, r]) for r in range(ROUNDS)])
     shares = means / means[full]
     within = seconds <= limit_s if limit_s is not None else np.ones(len(programs), bool)
-    meets = ((shares >= floor) if floor is not None else np.ones_like(shares, bool)).mean(1) * within
+    good = within[:, None] & (shares >= (floor if floor is not None else -np.inf))
+    cost = np.broadcast_to(seconds[:, None], means.shape) if floor is not None else -means
+    best = np.where(good, cost, np.inf).argmin(0)
+    won = good[best, np.arange(ROUNDS)]  # a resample in which nothing fulfils the wish has no winner
+    meets = good.mean(1)
     mean = scores.mean(1)
     options = [
         Option(str(p), p.steps, float(seconds[i]), float(network[i]), float(mean[i]), float(mean[i] / mean[full]),
-               float(meets[i]), float((chosen == i).mean()))
+               float(meets[i]), float(((best == i) & won).mean()))
         for i, p in enumerate(programs)
     ]  # fmt: skip
     return [options[i] for i in _order(seconds, mean, mean / mean[full], within, floor)]
@@ -135,23 +142,8 @@ def advise(
 def _order(seconds, mean, shares, within, floor) -> list[int]:  # noqa: ANN001
     good = within & (shares >= (floor or 0))
     wish = [seconds, -mean] if floor is not None else [-mean, seconds]
-    keys = [np.lexsort((wish[1], wish[0]))]
-    ranked = list(keys[0])
+    ranked = np.lexsort((wish[1], wish[0])).tolist()
     return [i for i in ranked if good[i]] + sorted((i for i in ranked if not good[i]), key=lambda i: -shares[i])
-
-
-def _chooser(seconds: np.ndarray, floor: float | None, limit_s: float | None) -> Callable[..., int]:
-    """The program of one resample: index, or -1 where none fulfils the wish."""
-
-    def choose(shares: np.ndarray, means: np.ndarray) -> int:
-        good = (shares >= floor) if floor is not None else np.ones(len(seconds), bool)
-        if limit_s is not None:
-            good = good & (seconds <= limit_s)
-        if not good.any():
-            return -1
-        return int(np.argmin(np.where(good, seconds, np.inf) if floor is not None else np.where(good, -means, np.inf)))
-
-    return choose
 
 
 def _network(program: Program, link: LinkProfile | None, sizes: MessageSizes) -> float:
@@ -177,10 +169,6 @@ def _paired_scores(outcomes: pl.DataFrame, column: str, complexity: str | None) 
             "the run has no prompts that all of its programs drew" + (f" in class {complexity}" if complexity else "")
         )
     return [Program.parse(t) for t in texts], wide.select(texts).to_numpy().T
-
-
-def as_data(options: Sequence[Option]) -> list[dict[str, Any]]:
-    return [asdict(option) for option in options]
 
 
 def answer(
@@ -227,7 +215,11 @@ def answer(
         floor=floor, limit_s=limit_s, score=score, complexity=complexity,
     )  # fmt: skip
     if as_json:
-        what = {"link": link.describe() if link else "none", "costs_s": asdict(costs), "options": as_data(options)}
+        what = {
+            "link": link.describe() if link else "none",
+            "costs_s": asdict(costs),
+            "options": [asdict(option) for option in options],
+        }
         return json.dumps(what, indent=1)
     return _told(options, link, floor, limit_s, score)
 

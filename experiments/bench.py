@@ -6,16 +6,12 @@ Everything that is compared is measured side by side in one run, interleaved; ra
 from __future__ import annotations
 
 import resource
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 FAMILIES = ("mini-sd3", "mini-sdxl")
-PROMPT = "a large red heart at the top left and a small blue circle at the bottom, on a yellow background"
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -43,11 +39,12 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     """All figures of one family."""
     import torch
 
+    from experiments.timing import step_curve
     from relay.pipeline import RelayPipeline
 
     pipe = RelayPipeline.from_pretrained(name)
     with torch.inference_mode():
-        steps = {member: step_times(pipe.family, member, repeats) for member in ("large", "small")}
+        steps = {member: step_curve(pipe.family, member, BATCHES, repeats) for member in ("large", "small")}
         return {
             "step_s": steps,
             "step_ratio": steps["large"][1] / steps["small"][1],
@@ -57,27 +54,11 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         }
 
 
-def step_times(family: Any, member: str, repeats: int) -> dict[int, float]:
-    """Median seconds of one guided step over batch size (a guided step of B images is a forward of 2 B rows)."""
-    import torch
-
-    size = family.spec.sizes.default
-    denoiser = family.denoiser(member)
-    guidance = family.spec.members[member].guidance
-    cond = family.text.encode([PROMPT], None, True, size)
-    sigma = family.schedule(member, 10).sigmas[4]
-
-    def step(batch: int) -> Callable[[], Any]:
-        x = family.initial_noise(batch, size, torch.Generator().manual_seed(0))
-        many, level = cond.select([0] * batch), torch.full((batch,), sigma)
-        return lambda: denoiser(x, level, many, guidance)
-
-    return dict(zip(BATCHES, interleaved([step(b) for b in BATCHES], repeats), strict=True))
-
-
 def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
     """End-to-end seconds of full-cloud: our pipeline and diffusers' own, same weights, tokens, steps and guidance."""
     import torch
+
+    from experiments.timing import PROMPT, interleaved
 
     family = pipe.family
     member = family.spec.members["large"]
@@ -114,6 +95,7 @@ def diffusers_pipeline(family: Any, omit: tuple[str, ...] = ()) -> Any:
 
 def handoff_cost(pipe: Any, codec: str, repeats: int) -> dict[str, float]:
     """Milliseconds to write and to check and read a handoff of one image, and its bytes, prompt inside."""
+    from experiments.timing import PROMPT, interleaved
     from relay.handoff import Handoff
 
     steps = pipe.family.spec.members["large"].steps
@@ -121,18 +103,6 @@ def handoff_cost(pipe: Any, codec: str, repeats: int) -> dict[str, float]:
     data = made.to_bytes()
     write, read = interleaved([made.to_bytes, lambda: Handoff.from_bytes(data)], max(repeats, 30))
     return {"bytes": len(data), "write_ms": write * 1000, "read_ms": read * 1000}
-
-
-def interleaved(jobs: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each job, taken in turns so that a drifting machine drifts for all."""
-    times: list[list[float]] = [[] for _ in jobs]
-    for i in range(repeats + 1):
-        for job, kept in zip(jobs, times, strict=True):
-            started = time.perf_counter()
-            job()
-            if i:
-                kept.append(time.perf_counter() - started)
-    return [statistics.median(kept) for kept in times]
 
 
 def table(name: str, result: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def _family(name: str, out: Path, sample: int, prompts: tuple[str, ...]) -> list
             cells = []
             for program in programs:
                 result = pipe(prompt, program=program, seed=i)
-                seconds = sum(v for k, v in result.timings.items() if k.startswith("denoise"))
+                seconds = sum(result.denoising_s.values())
                 times[str(program)].append(seconds)
                 verdict = score(result.images[0], prompt)
                 result.images[0].save(pictures / f"{i}-s{program.steps['large']:02d}.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from experiments.scoring import prefix_steps
 from experiments.timing import step_curve
 
 if TYPE_CHECKING:
@@ -19,31 +20,24 @@ def describe(prepared: Prepared) -> str:
         programs = prepared.programs[name]
         lines += [f"family {name}: {len(programs)} programs", *(f"  {program}" for program in programs)]
         costs = {
-            member: step_curve(pipe, member, [config.batch], repeats=1)[config.batch] / config.batch
+            member: step_curve(pipe.family, member, [config.batch], repeats=1)[config.batch] / config.batch
             for member in ("large", "small")
         }
-        shared: dict[tuple[str, int, float], int] = {}
-        alone: dict[str, int] = {"large": 0, "small": 0}
-        for p in programs:
-            first = p.legs[0]
-            key = (first.member, first.steps_total, p.guidance[0])
-            shared[key] = max(shared.get(key, 0), first.last)
-            for leg in p.legs[1:]:
-                alone[leg.member] += leg.steps
-        for (member, _, _), steps in shared.items():
-            alone[member] += steps
+        taken = {"large": 0, "small": 0}
+        for (member, _, _), steps in prefix_steps(programs).items():
+            taken[member] += steps
+        for leg in (leg for program in programs for leg in program.legs[1:]):
+            taken[leg.member] += leg.steps
         samples = sum(map(len, prepared.prompts)) * len(config.seeds)
-        seconds = sum(alone[m] * costs[m] for m in alone) * samples
+        seconds = sum(taken[m] * costs[m] for m in taken) * samples
         total += seconds
         lines.append(
-            f"  {samples} prompts x seeds, {alone['large']} large and {alone['small']} small steps each"
+            f"  {samples} prompts x seeds, {taken['large']} large and {taken['small']} small steps each"
             f" ({costs['large'] * 1000:.1f} and {costs['small'] * 1000:.1f} ms a sample-step at batch {config.batch}):"
             f" {_span(seconds)}"
         )
-    for baseline in prepared.baselines:
-        for name, pipe in prepared.pipes.items():
-            why = baseline.applies(pipe.family)
-            lines.append(f"baseline {baseline.name} on {name}: {why or 'applies'}")
+    for name, reasons in prepared.facts["baselines"].items():
+        lines += [f"baseline {baseline} on {name}: {why or 'applies'}" for baseline, why in reasons.items()]
     lines += ["", f"{len(prepared.units)} units of work; about {_span(total)} without scoring, baselines and times"]
     return "\n".join(lines)
 

@@ -74,7 +74,8 @@ def measure(name: str, count: int, split: str, repeats: int) -> dict[str, Any]:
     """All figures of one family, as plain data."""
     import numpy as np
 
-    from experiments.scoring import score_programs, time_programs
+    from experiments.scoring import score_programs
+    from experiments.timing import time_programs
     from relay.pipeline import RelayPipeline
     from relay.scenes.sampling import caption, held_out
 

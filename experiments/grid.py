@@ -204,4 +204,6 @@ def units_of(config: Experiment, prompts: list[list[Prompt]]) -> list[Unit]:
 
 
 def workload_specs(config: Experiment) -> list[dict[str, Any]]:
-    return config.workload if isinstance(config.workload, list) else [config.workload]
+    """Each workload with what it leaves unsaid filled in."""
+    said = config.workload if isinstance(config.workload, list) else [config.workload]
+    return [{"name": "scenes", "split": "test", "count": 100, "seed": 0} | spec for spec in said]

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import transformers
 
-from experiments.bench import interleaved
 from experiments.random_family import CLIP_TOKENS, RandomFamily, build, diffusers_call, parameters
 from experiments.real_sizes import SIZES, tiny
+from experiments.timing import interleaved
 from relay.codecs import payload_bytes
 from relay.errors import BadRequest
 from relay.handoff import Handoff

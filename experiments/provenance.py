@@ -32,6 +32,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def machine(facts: dict[str, Any]) -> str:
+    """What did the work: the accelerator where there is one, else the processor."""
+    return facts["processor"] if facts["accelerator"] == "none" else facts["accelerator"]
+
+
 def _module_command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = spec.name if spec else Path(sys.argv[0]).name

@@ -18,11 +18,11 @@ import msgspec
 import torch
 
 from experiments.grid import SEED_STRIDE, Experiment, Unit, config_hash, programs_of, units_of, workload_specs
-from experiments.provenance import provenance
+from experiments.provenance import machine, provenance
 from experiments.run_folder import begin
 from experiments.scoring import Drawn, draw_batch
 from relay.errors import BadRequest
-from relay.metrics import Metric, load_metric
+from relay.metrics import Metric, load_metric, score_all
 from relay.pipeline import RelayPipeline
 from relay.program import Program
 from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_unit
@@ -30,8 +30,6 @@ from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_
 if TYPE_CHECKING:
     from experiments.baselines import Baseline
     from experiments.workloads import Prompt
-
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -134,14 +132,12 @@ def draw_unit(prepared: Prepared, unit: Unit, folder: Path) -> tuple[list[dict[s
     rows: list[dict[str, Any]] = []
     spec = workload_specs(config)[unit.workload]
     facts = {
-        "config_hash": prepared.hash, "family": pipe.family.name, "workload": spec.get("name", "scenes"),
-        "split": spec.get("split", "test"), **_where_from(prepared.facts["provenance"]),
+        "config_hash": prepared.hash, "family": pipe.family.name, "workload": spec["name"], "split": spec["split"],
+        **_where_from(prepared.facts["provenance"]),
     }  # fmt: skip
 
     def score(images: torch.Tensor, reference: torch.Tensor | None, columns: list[dict[str, Any]]) -> None:
-        scores: dict[str, list[float]] = {}
-        for metric in prepared.metrics:
-            scores |= metric.score(images, texts, reference if metric.needs_reference else None)
+        scores = score_all(prepared.metrics, images, texts, reference)
         digests = store_images(folder, images)
         for i, (prompt, own) in enumerate(zip(prompts, columns, strict=True)):
             rows.append(
@@ -152,7 +148,7 @@ def draw_unit(prepared: Prepared, unit: Unit, folder: Path) -> tuple[list[dict[s
 
     for program in programs:
         reference = referred.get(str(program))
-        columns = [_program_columns(program, pipe, drawn, i) for i in range(len(texts))]
+        columns = _program_columns(program, pipe, drawn, len(texts))
         score(drawn.images[str(program)], drawn.images[str(reference)] if reference else None, columns)
     for baseline in prepared.baselines:
         if baseline.applies(pipe.family) is None:
@@ -172,27 +168,29 @@ def references(prepared: Prepared, pipe: RelayPipeline, programs: Sequence[Progr
     return {text: pipe.plan(mode="full-cloud", num_inference_steps=total) for text, total in steps.items()}
 
 
-def _program_columns(program: Program, pipe: RelayPipeline, drawn: Drawn, i: int) -> dict[str, Any]:
+def _program_columns(program: Program, pipe: RelayPipeline, drawn: Drawn, count: int) -> list[dict[str, Any]]:
+    """What the row of each prompt says of its program, with the intensity's deviation where it was watched."""
     from relay.codecs import payload_bytes
+    from relay.deviation import relative_deviation
 
     size, family = pipe.family.spec.sizes.default, pipe.family
     shape = (1, family.channels, size[1] // family.factor, size[0] // family.factor)
-    columns: dict[str, Any] = {
+    same: dict[str, Any] = {
         "method": "program", "program": str(program), "mode": program.mode,
         "steps_total": program.legs[0].steps_total, "handoff": program.steps["large"],
         "small_steps": program.steps["small"], "matching": program.matching, "codec": program.codec,
         "conditioning": program.conditioning, "guidance": ",".join(f"{g:g}" for g in program.guidance),
         "latent_bytes": (len(program.legs) - 1) * payload_bytes(program.codec, shape),
     }  # fmt: skip
+    watched: list[dict[str, Any]] = []
     if trace := drawn.traces.get(str(program)):
-        relay, reference = trace
-        if i < len(relay):
-            apart = ((relay[i] - reference[i]).abs() / reference[i]).tolist()
-            columns |= {
-                "deviation_mean": sum(apart) / len(apart), "deviation_max": max(apart),
-                "intensity": relay[i].tolist(), "intensity_reference": reference[i].tolist(),
-            }  # fmt: skip
-    return columns
+        for relay, reference in zip(*trace, strict=True):
+            apart = relative_deviation(relay, reference)
+            watched.append(
+                {"deviation_mean": apart.mean().item(), "deviation_max": apart.max().item(),
+                 "intensity": relay.tolist(), "intensity_reference": reference.tolist()}
+            )  # fmt: skip
+    return [same | (watched[i] if i < len(watched) else {}) for i in range(count)]
 
 
 def store_images(folder: Path, images: torch.Tensor) -> list[str]:
@@ -214,8 +212,7 @@ def store_images(folder: Path, images: torch.Tensor) -> list[str]:
 
 def _where_from(facts: dict[str, Any]) -> dict[str, str]:
     versions = " ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    machine = facts["processor"] if facts["accelerator"] == "none" else facts["accelerator"]
-    return {"commit": facts["commit"], "versions": versions, "machine": machine}
+    return {"commit": facts["commit"], "versions": versions, "machine": machine(facts)}
 
 
 def _named(load: Callable[..., Any], entry: str | dict[str, Any]) -> Any:
@@ -228,7 +225,7 @@ def _named(load: Callable[..., Any], entry: str | dict[str, Any]) -> Any:
 
 
 def _prompts(load_workload: Callable[..., Any], spec: dict[str, Any]) -> list[Prompt]:
-    options = {"name": "scenes", "split": "test", "count": 100, "seed": 0} | spec
+    options = dict(spec)
     split, count, seed = (options.pop(key) for key in ("split", "count", "seed"))
     if not isinstance(count, int) or count < 1:
         raise BadRequest(f"count {count!r} is not a whole number of at least 1")

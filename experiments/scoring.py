@@ -1,14 +1,11 @@
-"""Scores and times of programs, in two passes that never mix.
+"""Scores of programs, from shared prefixes and big batches; times come from a pass of their own (experiments.timing).
 
-Scores come from shared prefixes and big batches: the first leg's trajectory runs once for all programs that begin alike,
-its states are kept where a program hands over, and only the rest differs. Times are measured apart, each program as a
-user would run it: batch 1, interleaved, repeated.
+The first leg's trajectory runs once for all programs that begin alike, its states are kept where a program hands over,
+and only the rest differs.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +21,6 @@ from relay.scenes.judge import Verdict, judge
 if TYPE_CHECKING:
     from relay.conditioning import Conditioning
     from relay.family import Family
-    from relay.pipeline import RelayPipeline
     from relay.program import Program
     from relay.scenes.language import Scene
 
@@ -80,7 +76,7 @@ def draw_batch(
             drawn.sample_steps += leg.steps * len(seeds)
             if k == 1 and watched:
                 reference = IntensityTrace()
-                before, some = program.legs[0].member, family.text.encode(list(captions[:watched]), None, True, size)
+                before, some = program.legs[0].member, cond.select(range(watched))
                 walk_leg(
                     family.denoiser(before), sent[:watched], sigmas, some, program.guidance[0], member=before,
                     on_step=reference.record,
@@ -119,6 +115,14 @@ def _prefix(program: Program) -> tuple[str, int, float, int]:
     return leg.member, leg.steps_total, program.guidance[0], leg.last
 
 
+def prefix_steps(programs: Sequence[Program]) -> dict[tuple[str, int, float], int]:
+    """The trajectories that these programs' first legs share: member, T and guidance -> steps walked, once for all."""
+    longest: dict[tuple[str, int, float], int] = {}
+    for member, total, guidance, last in map(_prefix, programs):
+        longest[member, total, guidance] = max(longest.get((member, total, guidance), 0), last)
+    return longest
+
+
 def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning):  # noqa: ANN001, ANN202
     """The latent after the first leg of every program; programs that begin alike share one trajectory."""
     longest: dict[tuple[str, int, float], tuple[list[float], set[int]]] = {}
@@ -137,24 +141,3 @@ def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning)
         start = noise * family.schedule(member, total).init_noise_sigma
         walk_leg(family.denoiser(member), start, sigmas, cond, guidance, member=member, on_step=keep)
     return states, sum(len(sigmas) - 1 for sigmas, _ in longest.values())
-
-
-def time_programs(
-    pipe: RelayPipeline, prompt: str, programs: Sequence[Program], repeats: int = 5, progress: Progress | None = None
-) -> dict[str, dict[str, float]]:
-    """Median latency in seconds at batch 1, interleaved over `repeats` rounds after one warm-up: denoising and end to end."""
-    denoising: dict[str, list[float]] = {str(p): [] for p in programs}
-    whole: dict[str, list[float]] = {str(p): [] for p in programs}
-    for i in range(repeats + 1):
-        for program in programs:
-            started = time.perf_counter()
-            result = pipe(prompt, program=program, seed=i)
-            if i:
-                whole[str(program)].append(time.perf_counter() - started)
-                denoising[str(program)].append(sum(v for k, v in result.timings.items() if k.startswith("denoise")))
-        if progress:
-            progress(i, repeats)
-    return {
-        text: {"denoising_s": statistics.median(denoising[text]), "end_to_end_s": statistics.median(whole[text])}
-        for text in denoising
-    }

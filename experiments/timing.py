@@ -8,42 +8,46 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from experiments.provenance import machine
 from relay.errors import BadRequest
 from scheduler.links import LinkProfile, find_link
 from scheduler.message_sizes import MessageSizes, bytes_sent, computed_sizes, real_sizes
 
 if TYPE_CHECKING:
     from experiments.run import Prepared
+    from relay.family import Family
     from relay.family_spec import FamilySpec
-    from relay.pipeline import RelayPipeline
+    from relay.pipeline import RelayOutput, RelayPipeline
     from relay.program import Program
 
 LATENCY = "latency, batch 1"
 CURVE = "step time of a batch"
+PROMPT = "a large red heart at the top left and a small blue circle at the bottom, on a yellow background"
+
+Progress = Callable[[int, int], None]
 
 
 def time_family(prepared: Prepared, family: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time rows and curve rows of one family."""
     config, pipe = prepared.config, prepared.pipes[family]
     assert config.times is not None
-    facts = prepared.facts["provenance"]
     where = {
         "config_hash": prepared.hash, "family": pipe.family.name, "threads": torch.get_num_threads(),
-        "machine": facts["processor"] if facts["accelerator"] == "none" else facts["accelerator"],
+        "machine": machine(prepared.facts["provenance"]),
     }  # fmt: skip
+    measured = {member: step_curve(pipe.family, member, config.times.curve) for member in ("large", "small")}
     curves = [
         where | {"member": member, "batch": batch, "measure": CURVE, "step_s": seconds}
-        for member in ("large", "small")
-        for batch, seconds in step_curve(pipe, member, config.times.curve).items()
+        for member, curve in measured.items()
+        for batch, seconds in curve.items()
     ]
-    mini = next((row["step_s"] for row in curves if row["member"] == "large" and row["batch"] == 1), None)
-    links = [link_for(entry, pipe.family.spec, mini) for entry in config.links]
+    links = [link_for(entry, pipe.family.spec, measured["large"].get(1)) for entry in config.links]
     prompt = prepared.prompts[0][-1].text
     rows = []
     for program, rounds in stage_times(pipe, prompt, prepared.programs[family], config.times.repeats).items():
@@ -56,45 +60,76 @@ def time_family(prepared: Prepared, family: str) -> tuple[list[dict[str, Any]], 
     return rows, curves
 
 
-def stage_times(
-    pipe: RelayPipeline, prompt: str, programs: list[Program], repeats: int
-) -> dict[Program, list[dict[str, float]]]:
-    """For each program, seconds of each stage in each round, after one warm-up round."""
-    found: dict[Program, list[dict[str, float]]] = {program: [] for program in programs}
+def timed_rounds(
+    pipe: RelayPipeline, prompt: str, programs: Sequence[Program], repeats: int, progress: Progress | None = None
+) -> Iterator[tuple[Program, RelayOutput, float]]:
+    """Each program at batch 1 with its whole seconds, interleaved over `repeats` rounds after one that warms up."""
     for r in range(repeats + 1):
         for program in programs:
-            timings = pipe(prompt, program=program, seed=r, output_type="np").timings
-            denoise = {"large": 0.0, "small": 0.0}
-            for stage, seconds in timings.items():
-                if stage.startswith("denoise"):
-                    denoise[stage.split()[-1]] += seconds
+            started = time.perf_counter()
+            result = pipe(prompt, program=program, seed=r)
             if r:
-                found[program].append(
-                    {"encode_s": timings["encode"], "large_s": denoise["large"], "small_s": denoise["small"],
-                     "handoff_s": timings.get("handoff", 0.0), "decode_s": timings["decode"]}
-                )  # fmt: skip
+                yield program, result, time.perf_counter() - started
+        if progress:
+            progress(r, repeats)
+
+
+def time_programs(
+    pipe: RelayPipeline, prompt: str, programs: Sequence[Program], repeats: int = 5, progress: Progress | None = None
+) -> dict[str, dict[str, float]]:
+    """Median latency of each program (its text form) in seconds: denoising and end to end."""
+    denoising: dict[str, list[float]] = {str(p): [] for p in programs}
+    whole: dict[str, list[float]] = {str(p): [] for p in programs}
+    for program, result, seconds in timed_rounds(pipe, prompt, programs, repeats, progress):
+        denoising[str(program)].append(sum(result.denoising_s.values()))
+        whole[str(program)].append(seconds)
+    return {
+        text: {"denoising_s": statistics.median(denoising[text]), "end_to_end_s": statistics.median(whole[text])}
+        for text in denoising
+    }
+
+
+def stage_times(
+    pipe: RelayPipeline, prompt: str, programs: Sequence[Program], repeats: int
+) -> dict[Program, list[dict[str, float]]]:
+    """For each program, seconds of each stage in each round."""
+    found: dict[Program, list[dict[str, float]]] = {program: [] for program in programs}
+    for program, result, _ in timed_rounds(pipe, prompt, programs, repeats):
+        timings, denoise = result.timings, result.denoising_s
+        found[program].append(
+            {"encode_s": timings["encode"], "large_s": denoise["large"], "small_s": denoise["small"],
+             "handoff_s": timings.get("handoff", 0.0), "decode_s": timings["decode"]}
+        )  # fmt: skip
     return found
 
 
 @torch.inference_mode()
-def step_curve(pipe: RelayPipeline, member: str, batches: Sequence[int], repeats: int = 5) -> dict[int, float]:
-    """Median seconds of one guided step at each batch size, after one that warms up."""
-    family = pipe.family
-    size, spec = family.spec.sizes.default, family.spec.members[member]
-    schedule = family.schedule(member, spec.steps)
-    denoiser, found = family.denoiser(member), {}
-    for batch in batches:
-        cond = family.text.encode(["a red circle"] * batch, None, True, size).to(denoiser.device, denoiser.dtype)
-        x = family.initial_noise(batch, size, [torch.Generator().manual_seed(i) for i in range(batch)])
-        x = (x * float(schedule.init_noise_sigma)).to(denoiser.device)
-        sigma = torch.full((batch,), float(schedule.sigmas[0]))
-        times = []
-        for _ in range(repeats + 1):
+def step_curve(family: Family, member: str, batches: Sequence[int], repeats: int = 5) -> dict[int, float]:
+    """Median seconds of one guided step at each batch size, in turns (a step of B images is a forward of 2 B rows)."""
+    size, denoiser = family.spec.sizes.default, family.denoiser(member)
+    guidance = family.spec.members[member].guidance
+    cond = family.text.encode([PROMPT], None, True, size).to(denoiser.device, denoiser.dtype)
+    sigma = family.schedule(member, 10).sigmas[4]
+
+    def step(batch: int) -> Callable[[], float]:
+        x = family.initial_noise(batch, size, torch.Generator().manual_seed(0)).to(denoiser.device)
+        many, level = cond.select([0] * batch), torch.full((batch,), sigma)
+        # an accelerator has finished when its result is read
+        return lambda: denoiser(x, level, many, guidance).sum().item()
+
+    return dict(zip(batches, interleaved([step(b) for b in batches], repeats), strict=True))
+
+
+def interleaved(jobs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median seconds of each job after one warm-up, taken in turns so that a drifting machine drifts for all."""
+    times: list[list[float]] = [[] for _ in jobs]
+    for i in range(repeats + 1):
+        for job, kept in zip(jobs, times, strict=True):
             started = time.perf_counter()
-            denoiser(x, sigma, cond, spec.guidance).sum().item()  # an accelerator has finished when its result is read
-            times.append(time.perf_counter() - started)
-        found[batch] = statistics.median(times[1:])
-    return found
+            job()
+            if i:
+                kept.append(time.perf_counter() - started)
+    return [statistics.median(kept) for kept in times]
 
 
 def link_for(entry: Any, spec: FamilySpec, mini_step_s: float | None) -> tuple[LinkProfile, MessageSizes]:

@@ -29,7 +29,12 @@ def intensity(x: torch.Tensor) -> torch.Tensor:
     return x.detach().double().abs().mean((1, 2, 3)).cpu()
 
 
+def relative_deviation(relay: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """|relay - reference| / reference, value by value, of intensities of one shape."""
+    return (relay - reference).abs() / reference
+
+
 def deviation(relay: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> dict[str, list[float] | float]:
     """Per step (mean over images), and its mean and maximum over steps; both traces hold (B,) intensities per step."""
-    per_step = [((a - b).abs() / b).mean().item() for a, b in zip(relay, reference, strict=True)]
+    per_step = [relative_deviation(a, b).mean().item() for a, b in zip(relay, reference, strict=True)]
     return {"per_step": per_step, "mean": sum(per_step) / len(per_step), "max": max(per_step)}

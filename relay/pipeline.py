@@ -48,6 +48,16 @@ class RelayOutput:
         """Steps that each member really took."""
         return self.program.steps
 
+    @property
+    def denoising_s(self) -> dict[str, float]:
+        """Seconds that each member took; `large` and `small` are always there."""
+        seconds = {"large": 0.0, "small": 0.0}
+        for stage, taken in self.timings.items():
+            if stage.startswith("denoise["):
+                member = stage.split()[-1]
+                seconds[member] = seconds.get(member, 0.0) + taken
+        return seconds
+
     def only(self, i: int) -> RelayOutput:
         """The output of image i alone (its timings are the batch's)."""
         negative = None if self.negative_prompts is None else self.negative_prompts[i : i + 1]

@@ -77,12 +77,8 @@ def call(
     return pipe(list(prompts), program=program, generator=generators(seeds), output_type=output_type)
 
 
-def denoising_s(output: RelayOutput) -> float:
-    return sum(seconds for stage, seconds in output.timings.items() if stage.startswith("denoise"))
-
-
 def as_result(output: RelayOutput) -> Result:
-    return Result(output.images.float().cpu(), denoising_s(output), output.steps)
+    return Result(output.images.float().cpu(), sum(output.denoising_s.values()), output.steps)
 
 
 def share(steps: int, part: float) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from experiments.baselines.base import Result, Setting, Stopwatch, call, denoising_s, generators, share
+from experiments.baselines.base import Result, Setting, Stopwatch, call, generators, share
 from relay.pipeline import RelayPipeline
 from relay.sampling import walk_leg
 
@@ -54,7 +54,7 @@ class ImageToImage:
         images = family.decode(latent).cpu()
         family.free()
         took = first.steps | {"large": len(sigmas) - 1}
-        return Result(images, denoising_s(first) + watch.seconds, took)
+        return Result(images, sum(first.denoising_s.values()) + watch.seconds, took)
 
 
 def second_draw(family: Family, seeds: list[int]) -> torch.Tensor:
