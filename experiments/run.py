@@ -28,7 +28,7 @@ from relay.program import Program
 from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_unit
 
 if TYPE_CHECKING:
-    from experiments.baselines import Baseline
+    from experiments.baselines.points import Point
     from experiments.workloads import Prompt
 
 
@@ -42,7 +42,7 @@ class Prepared:
     programs: dict[str, list[Program]]
     prompts: list[list[Prompt]]
     metrics: list[Metric]
-    baselines: list[Baseline]
+    points: dict[str, list[Point]]
     hash: str
     units: list[Unit]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +51,7 @@ class Prepared:
 def prepare(config: Experiment, where: str, device: str | None = None, dtype: str | None = None) -> Prepared:
     """Read families, prompts, metrics and baselines; BadRequest names file and key of whatever is wrong."""
     from experiments.baselines import load_baseline
+    from experiments.baselines.points import points, totals_of
     from experiments.grid import weights_digest
     from experiments.timing import link_for
     from experiments.workloads import load_workload
@@ -77,9 +78,16 @@ def prepare(config: Experiment, where: str, device: str | None = None, dtype: st
 
             texts = [p.text for some in prompts for p in some]
             keyed("workload", partial(check_texts, pipe.family, texts, []))
+    asked = {
+        f: [total or pipe.family.spec.members["large"].steps for total in config.steps] for f, pipe in pipes.items()
+    }
+    found = {
+        f: keyed("baselines", partial(points, baselines, pipe.family, totals_of(programs[f], asked[f])))
+        for f, pipe in pipes.items()
+    }
     digests = {f: weights_digest(pipe.family) for f, pipe in pipes.items()}
     prepared = Prepared(
-        config, where, pipes, programs, prompts, metrics, baselines, config_hash(config, digests),
+        config, where, pipes, programs, prompts, metrics, found, config_hash(config, digests),
         units_of(config, prompts),
     )  # fmt: skip
     for i, entry in enumerate(config.links):
@@ -150,13 +158,13 @@ def draw_unit(prepared: Prepared, unit: Unit, folder: Path) -> tuple[list[dict[s
         reference = referred.get(str(program))
         columns = _program_columns(program, pipe, drawn, len(texts))
         score(drawn.images[str(program)], drawn.images[str(reference)] if reference else None, columns)
-    for baseline in prepared.baselines:
-        if baseline.applies(pipe.family) is None:
-            for setting in baseline.settings(pipe.family):
-                result = baseline.run(pipe.family, texts, seeds, setting)
-                own = {"method": baseline.name, "program": f"{baseline.name}[{setting.label}]", "mode": "baseline"}
-                full = next((p for p in asked if p.mode == "full-cloud"), None)
-                score(result.images, drawn.images[str(full)] if full else None, [own] * len(texts))
+    for point in prepared.points[unit.family]:
+        result = point.baseline.run(pipe.family, texts, seeds, point.setting)
+        own = {
+            "method": point.baseline.name, "program": point.text, "mode": "baseline", "steps_total": point.steps_total,
+        }  # fmt: skip
+        full = next((p for p in asked if p.mode == "full-cloud" and p.legs[0].steps_total == point.steps_total), None)
+        score(result.images, drawn.images[str(full)] if full else None, [own] * len(texts))
     return rows, drawn
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import torch
 from experiments.provenance import machine
 from relay.errors import BadRequest
 from scheduler.links import LinkProfile, find_link
-from scheduler.message_sizes import MessageSizes, bytes_sent, computed_sizes, real_sizes
+from scheduler.message_sizes import Message, MessageSizes, bytes_sent, computed_sizes, real_sizes, sent_along
 
 if TYPE_CHECKING:
+    from experiments.baselines.points import Point
     from experiments.run import Prepared
     from relay.family import Family
     from relay.family_spec import FamilySpec
@@ -54,9 +56,16 @@ def time_family(prepared: Prepared, family: str) -> tuple[list[dict[str, Any]], 
         for r, stages in enumerate(rounds):
             rows += [
                 where | {"method": "program", "program": str(program), "measure": LATENCY, "round": r} | stages | sent
-                for sent in _over_links(program, links, stages, r)
+                for sent in _over_links(partial(bytes_sent, program), links, sum(stages.values()), r)
             ]
-    rows += _baseline_times(prepared, pipe, prompt, where)
+    for point in prepared.points[family]:
+        for r, stages in enumerate(_point_times(point, pipe.family, prompt, config.times.repeats)):
+            sends = partial(sent_along, point.setting.members, pipe.family.spec.codec)
+            rows += [
+                where | {"method": point.baseline.name, "program": point.text, "measure": LATENCY, "round": r} | stages
+                | sent
+                for sent in _over_links(sends, links, stages["end_to_end_s"], r)
+            ]  # fmt: skip
     return rows, curves
 
 
@@ -153,10 +162,15 @@ def link_for(entry: Any, spec: FamilySpec, mini_step_s: float | None) -> tuple[L
 
 
 def _over_links(
-    program: Program, links: list[tuple[LinkProfile, MessageSizes]], stages: dict[str, float], r: int
+    sends: Callable[[MessageSizes], list[Message]],
+    links: list[tuple[LinkProfile, MessageSizes]],
+    compute: float,
+    r: int,
 ) -> list[dict[str, Any]]:
-    """The row's network columns: one entry without a network, then one a link."""
-    compute = sum(stages.values())
+    """The row's network columns: one entry without a network, then one a link, for the messages that are sent.
+
+    `compute`: seconds of everything but the network.
+    """
     rows: list[dict[str, Any]] = [
         {"link": "none", "link_kind": "none", "transfer_s": 0.0, "return_s": 0.0, "end_to_end_s": compute}
     ]
@@ -164,7 +178,7 @@ def _over_links(
         # The same draws for every program of a round: programs are compared on one state of the network.
         rng = np.random.default_rng((r, 71))
         spent = {"image": 0.0, "other": 0.0}
-        for message in bytes_sent(program, sizes):
+        for message in sends(sizes):
             spent["image" if message.kind == "image" else "other"] += link.sample(message.bytes, rng)
         rows.append(
             {"link": link.describe(), "link_kind": link.kind, "transfer_s": spent["other"], "return_s": spent["image"],
@@ -173,25 +187,11 @@ def _over_links(
     return rows
 
 
-def _baseline_times(
-    prepared: Prepared, pipe: RelayPipeline, prompt: str, where: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Denoising and whole time of each baseline at batch 1; no network, since each runs where the large member is."""
-    assert prepared.config.times is not None
-    rows = []
-    for baseline in prepared.baselines:
-        if baseline.applies(pipe.family) is not None:
-            continue
-        for setting in baseline.settings(pipe.family):
-            for r in range(prepared.config.times.repeats + 1):
-                started = time.perf_counter()
-                result = baseline.run(pipe.family, [prompt], [r], setting)
-                whole = time.perf_counter() - started
-                if r:
-                    rows.append(
-                        where
-                        | {"method": baseline.name, "program": f"{baseline.name}[{setting.label}]", "measure": LATENCY,
-                           "link": "none", "link_kind": "none", "round": r - 1, "large_s": result.denoising_s,
-                           "end_to_end_s": whole}
-                    )  # fmt: skip
-    return rows
+def _point_times(point: Point, family: Family, prompt: str, repeats: int) -> Iterator[dict[str, float]]:
+    """Denoising (of both members, as `large_s`) and whole time of a baseline at batch 1, round by round."""
+    for r in range(repeats + 1):
+        started = time.perf_counter()
+        result = point.baseline.run(family, [prompt], [r], point.setting)
+        whole = time.perf_counter() - started
+        if r:
+            yield {"large_s": result.denoising_s, "end_to_end_s": whole}

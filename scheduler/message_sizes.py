@@ -6,6 +6,7 @@ Headers, checksums and the prompt's text are left out: some hundred bytes beside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -114,21 +115,32 @@ def computed_sizes(spec: FamilySpec, image_format: ImageFormat = "png") -> Messa
 
 
 def bytes_sent(program: Program, sizes: MessageSizes) -> list[Message]:
-    """The data messages of one image, in the order they are sent.
+    """The data messages of one image, in the order they are sent: shipped conditioning, then what `sent_along` says.
 
-    Members lie on nodes of their own, `small` on the asker's device. So each change of member is a handoff, a receiver
-    of shipped conditioning gets it once and ahead of its latent, and an image finished elsewhere is sent back:
-    full-cloud pays for its image, a relay for its latent (and embeddings when shipped), edge-only for nothing.
-    Embeddings are one branch, two where some leg is guided (guidance above 1).
+    A receiver of shipped conditioning gets it once and ahead of its latent. Embeddings are one branch, two where some
+    leg is guided (guidance above 1).
     """
     members = [leg.member for leg in program.legs]
-    hops = [after for before, after in pairwise(members) if before != after]
     branches = 2 if any(value > 1 for value in program.guidance) else 1
     messages: list[Message] = []
     if program.conditioning == "ship":
-        receivers = [member for member in dict.fromkeys(hops) if member != members[0]]  # the first encoded it
+        receivers = [member for member in dict.fromkeys(_hops(members)) if member != members[0]]  # the first encoded it
         messages += [Message("embeddings", branches * sizes.embeddings) for _ in receivers]
-    messages += [Message("latent", sizes.latent_bytes(program.codec)) for _ in hops]
+    return messages + sent_along(members, program.codec, sizes)
+
+
+def sent_along(members: Sequence[str], codec: str, sizes: MessageSizes) -> list[Message]:
+    """The messages of one image whose latent these members hold in turn, without conditioning.
+
+    Members lie on nodes of their own, `small` on the asker's device. So each change of member sends the latent, and an
+    image finished elsewhere is sent back: full-cloud pays for its image, a relay for its latent, edge-only for nothing.
+    """
+    messages = [Message("latent", sizes.latent_bytes(codec)) for _ in _hops(members)]
     if members[-1] != "small":
         messages.append(Message("image", sizes.image))
     return messages
+
+
+def _hops(members: Sequence[str]) -> list[str]:
+    """Who receives the latent at each change of member."""
+    return [after for before, after in pairwise(members) if before != after]

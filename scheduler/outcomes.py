@@ -32,9 +32,9 @@ OUTCOME_SCHEMA: dict[str, Any] = {
     "config_hash": pl.String,
     "family": pl.String,
     "method": pl.String,  # "program", or the name of a baseline
-    "program": pl.String,  # canonical text; for a baseline NAME[SETTING]
+    "program": pl.String,  # canonical text; for a baseline NAME[SETTING], which tells T
     "mode": pl.String,
-    "steps_total": pl.Int32,  # T of the first leg
+    "steps_total": pl.Int32,  # T of the first leg; for a baseline of the full-cloud that it approximates
     "handoff": pl.Int32,  # steps of the large member
     "small_steps": pl.Int32,
     "matching": pl.String,

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """One operating point. `values` are plain scalars, so that a row of the outcome store can hold them as JSON."""
+    """One operating point. `values` are plain scalars, so that a row of the outcome store can hold them as JSON.
+
+    `members`: who holds the latent in turn, each on a node of its own and `small` on the asker's device. That fixes
+    what a link is charged: the latent at each change, in the family's codec, and the image where it ends elsewhere.
+    """
 
     label: str
     values: Mapping[str, Any]
+    members: tuple[str, ...] = ("large",)
 
 
 @dataclass

@@ -134,7 +134,7 @@ class RelayCached(Cached):
                 continue
             program = str(pipe.plan(num_inference_steps=total, handoff=handoff))
             found += [
-                Setting(f"s = {handoff} of {total}, {label}", {"program": program} | options)
+                Setting(f"s = {handoff} of {total}, {label}", {"program": program} | options, ("large", "small"))
                 for label, options in self.points.items()
             ]
         return found

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from experiments.baselines.base import Result, Setting, Stopwatch, call, generators, share
+from relay import codecs
 from relay.pipeline import RelayPipeline
 from relay.sampling import walk_leg
 
@@ -23,7 +24,10 @@ class ImageToImage:
 
     name = "img2img"
     paper = "SDEdit, Meng et al. 2022, arXiv 2108.01073"
-    note = "from the small member's final latent, not decoded and encoded again; fresh noise from the image's own seed"
+    note = (
+        "from the small member's final latent, sent up in the family's codec, not decoded and encoded again; fresh noise"
+        " from the image's own seed"
+    )
     points = ((0.5, 0.25), (0.5, 0.5), (0.5, 0.75), (1.0, 0.25), (1.0, 0.5))  # share of T for the small one, strength
 
     def applies(self, family: Family) -> str | None:
@@ -37,7 +41,8 @@ class ImageToImage:
             program = RelayPipeline(family).plan(num_inference_steps=n, mode="edge-only")
             found[n, kept] = {"program": str(program), "steps": total, "kept": kept}
         return [
-            Setting(f"{n} small steps, then the last {kept} of {total}", v) for (n, kept), v in found.items()
+            Setting(f"{n} small steps, then the last {kept} of {total}", v, ("small", "large"))
+            for (n, kept), v in found.items()
         ]  # fmt: skip
 
     @torch.inference_mode()
@@ -45,11 +50,13 @@ class ImageToImage:
         first = call(family, prompts, seeds, setting.values["program"], output_type="latent")
         size = family.spec.sizes.default
         sigmas = family.schedules(size)["large"](setting.values["steps"]).sigmas[-setting.values["kept"] - 1 :]
+        codec = family.spec.codec
+        sent = codecs.decode(codecs.encode(first.images, codec), codec, first.images.shape)
         denoiser, guidance = family.denoiser("large"), family.spec.members["large"].guidance
         cond = family.text.encode(prompts, None, guidance > 1, size)
         watch = Stopwatch()
         with watch.running():
-            latent = noised(family, first.images.cpu(), second_draw(family, seeds), sigmas[0])
+            latent = noised(family, sent, second_draw(family, seeds), sigmas[0])
             latent = walk_leg(denoiser, latent, sigmas, cond, guidance, member="large")
         images = family.decode(latent).cpu()
         family.free()

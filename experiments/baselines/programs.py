@@ -38,13 +38,15 @@ class FewerSteps:
 class SmallFirst:
     """The small member's early steps, then the large one's: a relay the other way round.
 
-    T-Stitch (Pan et al. 2024, arXiv 2402.14167). A `Program` like any other; the latent changes members in fp32, for
-    T-Stitch has both members on one machine and loses nothing on a wire.
+    T-Stitch (Pan et al. 2024, arXiv 2402.14167). A `Program` like any other. T-Stitch has both members on one machine;
+    here the small one is the asker's, so over a link the latent goes up to the large one and the image comes back.
     """
 
     name = "small-first"
     paper = "T-Stitch, Pan et al. 2024, arXiv 2402.14167"
-    note = "a program whose first leg is small; the handoff is fp32, both members being on one machine"
+    note = (
+        "a program whose first leg is small; over a link its latent goes up, in the family's codec, and the image back"
+    )
     shares = (0.2, 0.4, 0.6, 0.8)
 
     def applies(self, family: Family) -> str | None:
@@ -55,7 +57,8 @@ class SmallFirst:
         handoffs = dict.fromkeys(share(total, part) for part in self.shares)
         programs = {s: self.program(family, total, s) for s in handoffs if s < total}
         return [
-            Setting(f"small takes {s} of {total} steps", {"program": str(p)}) for s, p in programs.items() if p
+            Setting(f"small takes {s} of {total} steps", {"program": str(p)}, ("small", "large"))
+            for s, p in programs.items() if p
         ]  # fmt: skip
 
     def run(self, family: Family, prompts: list[str], seeds: list[int], setting: Setting) -> Result:
@@ -73,4 +76,4 @@ class SmallFirst:
             return None
         legs = (Leg("small", total, 0, handoff), Leg("large", total, first, total))
         guidance = tuple(family.spec.members[leg.member].guidance for leg in legs)
-        return Program(family.name, legs, matching, guidance, "fp32")
+        return Program(family.name, legs, matching, guidance, family.spec.codec)

@@ -178,23 +178,14 @@ def _groups_of(shards: list[Run]) -> list[Group]:
     for (family, workload, split), rows in outcomes.group_by(["family", "workload", "split"], maintain_order=True):
         programs = rows.filter(pl.col("method") == "program")
         ranked = sorted(programs["program"].unique(), key=lambda t: (order.index(t) if t in order else len(order), t))
-        first_total = _first_total(programs, ranked)
         for total in sorted(programs["steps_total"].drop_nulls().unique()):
-            of_total = pl.col("steps_total") == total
-            some = rows.filter(of_total | (pl.col("steps_total").is_null() & (total == first_total)))
+            some = rows.filter(pl.col("steps_total") == total)
             group = _group(shards, (str(family), str(workload), str(split)), int(total), some, score, ranked)
             group.source = sources.get(group.family, group.family)
             _add_times(group, times.filter(pl.col("family") == family))
             _add_figures(group)
             groups.append(group)
     return groups
-
-
-def _first_total(programs: pl.DataFrame, ranked: list[str]) -> int | None:
-    """T of the first full-cloud program: what a run's baselines stand beside."""
-    totals = dict(programs.filter(pl.col("mode") == "full-cloud").select("program", "steps_total").iter_rows())
-    found = next((totals[text] for text in ranked if text in totals), None)
-    return found if found is not None else programs["steps_total"].min()  # type: ignore[return-value]
 
 
 def main_score(outcomes: pl.DataFrame) -> str | None:
@@ -267,7 +258,7 @@ def _traces(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _add_times(group: Group, times: pl.DataFrame) -> None:
-    """Median seconds of every stage, per link; a baseline's over a link is its own time and full-cloud's way back."""
+    """Median seconds of every stage, per link."""
     order = [
         Path(e).stem if isinstance(e, str) else e.get("name", e.get("like", ""))
         for e in group.run.config.get("links", [])
@@ -283,13 +274,6 @@ def _add_times(group: Group, times: pl.DataFrame) -> None:
         for link in (NO_LINK, *group.links):
             if row := found.get((entry.program, link)):
                 entry.stages[link] = {c: row[c] or 0.0 for c in columns}
-    full = group.large
-    for entry in group.entries:
-        for link in group.links:
-            if entry.method != "program" and NO_LINK in entry.stages and full and link in full.stages:
-                way = {c: full.stages[link][c] for c in ("transfer_s", "return_s")}
-                alone = entry.stages[NO_LINK]
-                entry.stages.setdefault(link, alone | way | {"end_to_end_s": alone["end_to_end_s"] + sum(way.values())})
         if group.link in entry.stages:
             entry.latency = entry.stages[group.link]["end_to_end_s"]
 

@@ -136,7 +136,8 @@ def _front(groups: list[Group]) -> Section:
     section.charts = [pareto(g) for g in groups if len(g.timed) > 1]
     if any(e.method != "program" for g in groups for e in g.timed):
         section.notes.append(
-            "Hollow marks are baselines on the large member: over a link they pay for the picture's way back as large alone does."
+            "Hollow marks are baselines. Over a link each pays for what it sends: the picture's way back where it ends on the"
+            " large member, the latent where it changes members."
         )
     return _or_missing(section, "no times in this run (`times: null`, or its first shard is not here)")
 

@@ -12,6 +12,7 @@ from experiments.baselines.cached import LargeLeg, large_module
 from experiments.baselines.hooks import FasterCache, PyramidAttention
 from experiments.baselines.img2img import noised, second_draw
 from experiments.baselines.mag_cache import MagCache
+from experiments.baselines.points import points, totals_of
 from experiments.baselines.work import counting, large_steps
 from relay.errors import BadRequest
 from relay.family import Family
@@ -283,6 +284,26 @@ def test_a_missing_package_is_the_reason(families, monkeypatch):
     monkeypatch.setattr("experiments.baselines.packages.find_spec", lambda _: None)
     for name in PACKAGES:
         assert "pip install" in load_baseline(name).applies(families["mini-sdxl"])
+
+
+def test_settings_are_told_apart_by_t_and_by_name(families):
+    family = families["mini-sd3"]
+    baselines = [load_baseline("fewer-steps"), load_baseline("taylorseer"), load_baseline("sada")]
+    found = points(baselines, family, [10, 28])
+    assert len({point.text for point in found}) == len(found) == 2 * (6 + 5)
+    assert "fewer-steps[5 of 10 steps]" in {point.text for point in found}
+    assert "taylorseer[every 3 steps, order 1, T = 28]" in {point.text for point in found}
+    with pytest.raises(BadRequest, match="two settings"):
+        points([load_baseline("fewer-steps")] * 2, family, [10])
+
+
+def test_baselines_stand_beside_the_ts_of_the_config_that_full_cloud_has(families):
+    pipe = RelayPipeline(families["mini-sd3"])
+    full, relay = pipe.plan(num_inference_steps=10, handoff=10), pipe.plan(num_inference_steps=28, handoff=14)
+    assert totals_of([full, relay], [28, 10]) == [10]
+    assert totals_of([relay], [28, 10]) == [28]
+    assert totals_of([full], [28]) == [10]
+    assert totals_of([], [28]) == []
 
 
 def test_caches_without_guidance(families):
