@@ -198,7 +198,9 @@ def _program_columns(program: Program, pipe: RelayPipeline, drawn: Drawn, count:
                 {"deviation_mean": apart.mean().item(), "deviation_max": apart.max().item(),
                  "intensity": relay.tolist(), "intensity_reference": reference.tolist()}
             )  # fmt: skip
-    return [same | (watched[i] if i < len(watched) else {}) for i in range(count)]
+    errors = drawn.codec_errors.get(str(program))
+    each = [{} if errors is None else {"codec_error": errors[i].item()} for i in range(count)]
+    return [same | each[i] | (watched[i] if i < len(watched) else {}) for i in range(count)]
 
 
 def store_images(folder: Path, images: torch.Tensor) -> list[str]:

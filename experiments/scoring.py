@@ -34,6 +34,7 @@ class Drawn:
     images: dict[str, torch.Tensor]
     # Intensities (B', steps) of the small leg and of the large member going on from the same latent, first B' prompts.
     traces: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    codec_errors: dict[str, torch.Tensor]  # (B,): |sent - latent| / |latent| at the first handoff, of programs with one
     sample_steps: int  # steps x samples that were really walked
     sample_steps_alone: int  # the same without shared prefixes
 
@@ -61,13 +62,15 @@ def draw_batch(
     cond = family.text.encode(list(captions), None, True, size)
     noise = family.initial_noise(len(seeds), size, [torch.Generator().manual_seed(s) for s in seeds])
     states, taken = _shared_prefixes(family, programs, walks, noise, cond)
-    drawn = Drawn({}, {}, taken * len(seeds), sum(leg.steps for p in programs for leg in p.legs) * len(seeds))
+    drawn = Drawn({}, {}, {}, taken * len(seeds), sum(leg.steps for p in programs for leg in p.legs) * len(seeds))
     for program in programs:
         latent = states[_prefix(program)]
         for k in range(1, len(program.legs)):
             leg, sigmas = walks[str(program)][k]
             # What the wire does to a latent is part of the program.
             sent = codecs.decode(codecs.encode(latent, program.codec), program.codec, latent.shape)
+            if k == 1:
+                drawn.codec_errors[str(program)] = relative_error(sent, latent)
             seen = IntensityTrace()
             latent = walk_leg(
                 family.denoiser(leg.member), sent, sigmas, cond, program.guidance[k], member=leg.member,
@@ -85,6 +88,12 @@ def draw_batch(
                 drawn.traces[str(program)] = (pair[0], pair[1])
         drawn.images[str(program)] = family.decode(latent).cpu()
     return drawn
+
+
+def relative_error(sent: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """Relative L2 error of each latent (B, C, h, w) after the wire, (B,) float64 on the CPU."""
+    exact = latent.detach().double().cpu()
+    return (sent.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
 
 
 def score_programs(

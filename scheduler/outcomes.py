@@ -53,6 +53,7 @@ OUTCOME_SCHEMA: dict[str, Any] = {
     "start_similarity": pl.Float64,
     "start_skipped": pl.Int32,
     "latent_bytes": pl.Int64,  # of the latent(s) on the wire
+    "codec_error": pl.Float64,  # relative L2 error of the latent after the wire, first handoff; null without one
     "image": pl.String,  # hash of its pixels; images/ab/HASH.png
     "deviation_mean": pl.Float64,  # latent-intensity deviation over the small leg; null where it was not watched
     "deviation_max": pl.Float64,

@@ -47,6 +47,7 @@ class Entry:
     handoff: int | None
     small_steps: int | None
     latent_bytes: int | None
+    codec_error: float | None  # of the latent on the wire, relative, mean over prompts; None where it was not stored
     score: Interval
     scores: dict[str, float]  # means of every metric
     values: dict[str, float]  # prompt -> score, seeds averaged
@@ -236,9 +237,13 @@ def _entry(rows: pl.DataFrame, text: str, parsed: Program | None, label: str, sc
     one = rows.row(0, named=True)
     first = scored.sort("seed").unique("prompt", keep="first", maintain_order=True)
     watched = rows.drop_nulls("deviation_mean")
+    errors = (
+        rows["codec_error"].drop_nulls() if "codec_error" in rows.columns else pl.Series([])
+    )  # an older run has none
     return Entry(
         method=one["method"], program=text, mode=one["mode"] or "", label=label, parsed=parsed,
         handoff=one["handoff"], small_steps=one["small_steps"], latent_bytes=one["latent_bytes"],
+        codec_error=_mean(errors) if len(errors) else None,
         score=interval(by_prompt[score].to_list()),
         scores={c: float(m) for c in rows.columns if c.startswith(SCORE)
                 if isinstance(m := rows[c].drop_nulls().drop_nans().mean(), float)},

@@ -232,38 +232,56 @@ def _stage_legend(figure: Figure, link: str, shown: list[Entry]) -> None:
 
 
 def codec_charts(group: Group, rows: list[dict[str, Any]]) -> list[Chart]:
-    """Bytes against the picture's error and against the judged score; `rows` as tables.codec_rows makes them."""
+    """The latent's error on the wire against bytes, and the judged score against that error.
 
-    def scatter(ax: Axes, ink: str, tips: Tips, key: str, label: str) -> None:
-        charts.plain_axes(ax, ink, "both")
+    `rows` as tables.codec_rows makes them. A run that did not store the latent's error shows the picture's instead.
+    """
+    known = all(row["latent_error"] is not None for row in rows)
+    key = "latent_error" if known else "picture_error"
+    finest, title = rows[0]["codec"], f"{group.label}, {rows[0]['steps']}"
+    named = "error of the latent, relative" if known else f"RMS error of the picture against {finest}"
+
+    def error_axis(ax: Axes, which: str) -> None:
+        """Codecs lie decades apart, and fp32 at no error at all: linear up to the smallest, then logarithmic."""
+        smallest = min((row[key] for row in rows if row[key]), default=0.0)
+        if not known or not smallest:
+            return
+        ticks = [
+            0.0,
+            *(t for t in (10.0**-k for k in range(8, -1, -1)) if smallest / 10 < t < 10 * max(r[key] for r in rows)),
+        ]
+        set_scale, set_ticks = getattr(ax, f"set_{which}scale"), getattr(ax, f"set_{which}ticks")
+        set_scale("symlog", linthresh=10.0 ** np.floor(np.log10(smallest)))
+        set_ticks(ticks, [f"{t:g}" for t in ticks], minor=False)
+
+    def scatter(ax: Axes, tips: Tips, x: str, y: str) -> None:
         for row in rows:
-            if f"{key}_low" in row:
-                ax.plot(
-                    [row["bytes"]] * 2, [row[f"{key}_low"], row[f"{key}_high"]], color=RELAY, linewidth=1, alpha=0.5
-                )
-            tips(
-                ax.plot(row["bytes"], row[key], "o", color=RELAY, markersize=7)[0],
-                f"{row['codec']}: {row['bytes']} B, {row[key]:.4g}",
-            )
-        ax.set(xlabel="bytes of a latent on the wire", ylabel=label)
+            if f"{y}_low" in row:
+                ax.plot([row[x]] * 2, [row[f"{y}_low"], row[f"{y}_high"]], color=RELAY, linewidth=1, alpha=0.5)
+            said = f"{row['codec']}: {row['bytes']} B, error {row[key]:.2g}, score {row['difference']:+.4f}"
+            tips(ax.plot(row[x], row[y], "o", color=RELAY, markersize=7)[0], said)
         ax.margins(x=0.18, y=0.22)
-        charts.place_labels(ax, [(r["bytes"], r[key]) for r in rows], [r["codec"] for r in rows], fontsize=9.5)
 
     def errors(figure: Figure, ink: str, tips: Tips) -> None:
         ax = figure.subplots()
-        scatter(ax, ink, tips, "error", f"RMS error of the picture against {finest}")
+        charts.plain_axes(ax, ink, "both")
+        error_axis(ax, "y")
+        scatter(ax, tips, "bytes", key)
+        ax.set(xlabel="bytes of a latent on the wire", ylabel=named)
+        charts.place_labels(ax, [(r["bytes"], r[key]) for r in rows], [r["codec"] for r in rows], fontsize=9.5)
 
     def judged(figure: Figure, ink: str, tips: Tips) -> None:
         ax = figure.subplots()
+        charts.plain_axes(ax, ink, "both")
+        error_axis(ax, "x")
         ax.axhline(0, color=ink, linewidth=0.8, alpha=0.5)
-        scatter(ax, ink, tips, "difference", f"{group.score_name}, against {finest}")
+        scatter(ax, tips, key, "difference")
+        ax.set(xlabel=named, ylabel=f"{group.score_name}, against {finest}")
+        charts.place_labels(ax, [(r[key], r["difference"]) for r in rows], [r["codec"] for r in rows], fontsize=9.5)
 
-    finest, title = rows[0]["codec"], f"{group.label}, {rows[0]['steps']}"
-    said = "; ".join(f"{r['codec']} {r['bytes']} B, error {r['error']:.4f}, score {r['difference']:+.4f}" for r in rows)
+    said = "; ".join(f"{r['codec']} {r['bytes']} B, error {r[key]:.2g}, score {r['difference']:+.4f}" for r in rows)
     return [
-        charts.make_chart(
-            f"codec-error-{group.slug}", f"{title}: picture error", f"Codecs, {title}: {said}.", errors, rows
-        ),
+        charts.make_chart(f"codec-error-{group.slug}", f"{title}: error", f"Codecs, {title}: {said}.", errors, rows),
         charts.make_chart(
             f"codec-score-{group.slug}", f"{title}: judged score", f"Codecs, {title}: {said}.", judged, []
         ),

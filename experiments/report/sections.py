@@ -204,18 +204,25 @@ def _networks(groups: list[Group]) -> Section:
 
 def _codecs(groups: list[Group]) -> Section:
     section = Section(
-        "codecs", "Codecs", "What fewer bytes on the wire cost: one relay in every codec, against the finest. The error is that"
-        " of the finished picture; the score's difference is paired by prompt, with its 95 % interval.",
+        "codecs", "Codecs", "What fewer bytes on the wire cost: one relay in every codec. The latent's error is what the wire"
+        " did to it, |sent − latent| / |latent|; picture and score are set against the finest codec, the score's difference"
+        " paired by prompt, with its 95 % interval.",
     )  # fmt: skip
     for group in groups:
         if rows := tables.codec_rows(group):
             section.charts += figures.codec_charts(group, rows)
             texts = [
-                [r["codec"], str(r["bytes"]), f"{r['error']:.5f}",
+                [r["codec"], str(r["bytes"]), _number(r["latent_error"], "{:.2e}"), f"{r['picture_error']:.5f}",
                  f"{r['difference']:+.4f} [{r['difference_low']:+.4f}, {r['difference_high']:+.4f}]"]
                 for r in rows
             ]  # fmt: skip
-            head = ["codec", "bytes a latent", "picture error, RMS", f"{group.score_name}, difference"]
+            head = [
+                "codec",
+                "bytes a latent",
+                "latent error, relative",
+                "picture error, RMS",
+                f"{group.score_name}, difference",
+            ]
             section.tables.append(Table(f"{group.label}, {rows[0]['steps']}", head, texts))
     return _or_missing(section, "no relay was drawn with more than one codec")
 

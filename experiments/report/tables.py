@@ -16,7 +16,7 @@ from relay.errors import BadRequest
 # What `expected` may ask of a program, and whether more of it is better.
 MEASURES = {
     "score": True, "ratio": True, "gap_closed": True, "speedup": True, "latency_s": False, "deviation_mean": False,
-    "deviation_max": False, "latent_bytes": False,
+    "deviation_max": False, "latent_bytes": False, "codec_error": False,
 }  # fmt: skip
 _COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
@@ -31,7 +31,7 @@ def measures(entry: Entry) -> dict[str, float | None]:
     return {
         "score": entry.score[0], "ratio": entry.ratio, "gap_closed": entry.gap[0] if entry.gap else None,
         "speedup": entry.speedup, "latency_s": entry.latency, "deviation_mean": mean, "deviation_max": largest,
-        "latent_bytes": entry.latent_bytes,
+        "latent_bytes": entry.latent_bytes, "codec_error": entry.codec_error,
     }  # fmt: skip
 
 
@@ -52,8 +52,9 @@ def summary_rows(group: Group) -> list[dict[str, Any]]:
 def codec_rows(group: Group) -> list[dict[str, Any]]:
     """Codecs of one relay that differs in nothing else, finest first; the relay with the most codecs, else empty.
 
-    `error` is the root mean square difference of the pictures (0 to 1) from the finest codec's, `difference` that of
-    the judged score, paired, with its 95 % interval.
+    `latent_error` is the relative L2 error of the latent on the wire (None in runs that did not store it), `picture_error`
+    the root mean square difference of the pictures (0 to 1) from the finest codec's, `difference` that of the judged
+    score, paired, with its 95 % interval.
     """
     alike: dict[tuple[Any, ...], list[Entry]] = {}
     for e in group.entries:
@@ -73,7 +74,8 @@ def codec_rows(group: Group) -> list[dict[str, Any]]:
         mean, low, high = interval([e.values[text] - finest.values[text] for text in shared])
         rows.append(
             {"codec": e.parsed.codec, "steps": f"s = {e.handoff}, n = {e.small_steps}", "bytes": e.latent_bytes or 0,
-             "error": picture_error(group, e, finest), "difference": mean, "difference_low": low, "difference_high": high}
+             "latent_error": e.codec_error, "picture_error": picture_error(group, e, finest),
+             "difference": mean, "difference_low": low, "difference_high": high}
         )  # fmt: skip
     return rows
 

@@ -146,6 +146,14 @@ def test_figures_for_papers_lie_beside_the_page(page, folder):
         assert float(row["speedup"]) > 0
 
 
+def test_codecs_show_the_latents_error_beside_bytes_and_score(page, folder):
+    text = section(page.read_text(), "codecs")
+    stored = open_run(folder).outcomes.filter(mode="relay", handoff=1)
+    for codec in ("fp16", "int8"):
+        assert f"{stored.filter(codec=codec)['codec_error'].mean():.2e}" in text
+    assert text.count("error of the latent, relative") == 2  # an axis of both charts
+
+
 def test_a_claim_stands_beside_what_was_measured_or_says_that_nothing_was(page):
     text = section(page.read_text(), "expected")
     kept, never = text.index("relays keep quality"), text.index("never measured")
@@ -186,6 +194,15 @@ def test_what_a_run_has_no_data_for_is_left_out_with_a_reason(bare_page):
     for name in SECTIONS:
         left_out = name in ("front", "intensity", "stages", "networks", "codecs")
         assert ("Left out: " in section(text, name)) == left_out, name
+
+
+def test_a_run_from_before_the_codecs_error_was_stored_can_still_be_reported(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
+    for rows in (tmp_path / "run" / "outcomes").glob("*.parquet"):
+        pl.read_parquet(rows).drop("codec_error").write_parquet(rows)
+    text = section(write_report([tmp_path / "run"]).read_text(), "codecs")
+    assert "RMS error of the picture against fp16" in text
+    assert "Left out" not in text
 
 
 def test_text_of_a_run_is_never_markup(bare_page):

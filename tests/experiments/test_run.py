@@ -128,6 +128,16 @@ def test_the_intensity_of_the_first_prompts_of_a_unit_is_watched(whole):
     assert (watched["deviation_max"] >= watched["deviation_mean"]).all()
 
 
+def test_the_codecs_error_of_each_handoff_is_stored(whole):
+    frame = whole.outcomes
+    assert frame.filter(pl.col("mode") != "relay")["codec_error"].is_null().all()
+    errors = {codec: frame.filter(mode="relay", codec=codec)["codec_error"] for codec in ("fp16", "int8")}
+    # to nearest, fp16 is off by at most 2^-11 of a value, int8 by half a 255th of its channel's range
+    assert 0 < errors["fp16"].min() <= errors["fp16"].max() <= 2**-11
+    assert 1e-3 < errors["int8"].min() <= errors["int8"].max() < 2e-2
+    assert errors["int8"].n_unique() > 16  # each prompt its own
+
+
 def test_times_say_their_measure_and_pay_for_what_is_sent(whole):
     times = whole.times
     assert times["measure"].unique().to_list() == ["latency, batch 1"]
