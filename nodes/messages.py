@@ -1,0 +1,447 @@
+"""Every message that travels between nodes: one data class each, and how all of them lie on the wire.
+
+    frame 0   magic b"RELAY", u16 major, u16 minor   little-endian, 9 bytes
+    frame 1   msgpack of one message, {"type": NAME, field: value, ...}
+    frame 2.. payloads, raw bytes, as many as the message's docstring says (`payloads`)
+
+Versions: nodes talk to each other if their major is the same. A minor adds fields with defaults and messages that an
+older node may leave unanswered: unknown fields are ignored, missing ones take their default, an unknown type is refused
+by name. Who sent a message is read from its connection's key; no field says it.
+
+Control and data use separate sockets. On the control sockets (gateway ROUTER, node DEALER) travel small messages
+without payload; on the data sockets (gateway and edge ROUTER, everyone else's DEALER) those that carry latents, images
+or embeddings.
+
+Knows no socket.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any, ClassVar, Union, get_args
+
+import msgspec
+
+from relay.errors import RelayError
+
+MAGIC, MAJOR, MINOR = b"RELAY", 1, 0
+_HEAD = struct.Struct("<5sHH")
+MAX_HEADER = 1 << 20  # bytes of frame 1
+MAX_PAYLOAD = 256 << 20  # bytes of one payload: a latent of 4096 x 4096 with its embeddings, and room
+MAX_FRAMES = 2 + 4
+
+ROLES = ("gateway", "edge", "device", "client")
+
+
+class MessageRefused(RelayError):
+    """Bytes that are no message of this version, or one that its sender may not send; the text says which."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """`senders`: the roles that may send it. `payloads`: how many frames follow the header, at least and at most."""
+
+    senders: ClassVar[tuple[str, ...]] = ()
+    payloads: ClassVar[tuple[int, int]] = (0, 0)
+
+
+# --- who is there ---
+
+
+class Holding(msgspec.Struct, frozen=True, kw_only=True):
+    """A family on a node: its members, what proves the latent space, and each member's step-time curve."""
+
+    family: str
+    members: tuple[str, ...]
+    decodes: bool
+    fingerprint: dict[str, Any]
+    curves: dict[str, dict[int, float]]  # member -> batch size -> seconds of one guided step, pace included
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+
+class Register(Message, tag="register"):
+    """Node -> gateway, first and after every cut: what it holds and where its data socket is (edges only)."""
+
+    senders: ClassVar = ("edge", "device")
+    name: str
+    session: str  # new at every start of the process
+    holdings: tuple[Holding, ...]
+    batch: int
+    queue: int
+    data_address: str | None = None  # what others dial; None: it is dialled by nobody
+    pace: float = 1.0
+    version: str = ""
+    startup_s: float = 0.0
+    memory_bytes: int = 0
+    running: tuple[tuple[str, int], ...] = ()  # (job, attempt) it still works on
+
+
+class Registered(Message, tag="registered"):
+    """Gateway -> node: taken in. Jobs that it works on and that are not wanted any more are cancelled after this."""
+
+    senders: ClassVar = ("gateway",)
+    gateway: str
+    session: str  # of the gateway; another one: it was restarted
+    heartbeat_s: float
+
+
+class PeerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What real traffic to one peer took; None until something was measured."""
+
+    round_trip_s: float | None = None
+    bytes_per_s: float | None = None
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+class Heartbeat(Message, tag="heartbeat"):
+    """Node -> gateway, from a loop of its own: what the compute loop really does now."""
+
+    senders: ClassVar = ("edge", "device")
+    sequence: int
+    doing: str
+    running: int
+    queued: int
+    steps_done: int
+    idle_s: float  # since the compute loop last did anything
+    last_error: str | None = None
+    battery: float | None = None  # 0..1, None without one
+    memory_bytes: int = 0
+    cpu_s: float = 0.0
+    batch_bound: int = 0
+    peers: dict[str, PeerStats] = {}
+
+
+class HeartbeatSeen(Message, tag="heartbeat-seen"):
+    """Gateway -> node: gives the node its round trip, by its own clock."""
+
+    senders: ClassVar = ("gateway",)
+    sequence: int
+
+
+class Leaving(Message, tag="leaving"):
+    """Node -> gateway: no new work, please; sent when it drains. `done`: nothing is left, it goes."""
+
+    senders: ClassVar = ("edge", "device")
+    reason: str
+    done: bool = False
+
+
+# --- work ---
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a stretch's first latent comes from.
+
+    noise     drawn from the seed
+    fetch     asked for at the data socket `address` of the edge `node` (the gateway's own for a checkpoint)
+    put       the sender dials this edge and puts it there
+    held      this very node has it from the stretch before
+    """
+
+    kind: str  # noise | fetch | put | held
+    node: str = ""
+    address: str = ""
+    key: str = ""  # CURVE public key of `address`, empty in plain text
+
+
+class Assign(Message, tag="assign"):
+    """Gateway -> node: walk the legs first..last of a program (and decode after the last leg).
+
+    `attempt` counts placements of the job: an answer to an older one is stale. `put_to`: dial that edge and put the
+    latent there, for a device, which nobody can dial.
+    """
+
+    senders: ClassVar = ("gateway",)
+    job: str
+    attempt: int
+    program: str
+    prompt: str
+    negative: str | None
+    seed: int
+    width: int
+    height: int
+    first_leg: int
+    last_leg: int
+    source: Source
+    put_to: Source | None = None
+    deadline_s: float | None = None  # left when this was sent
+    checkpoint_every: int = 0  # steps; 0: never
+    preview_every: int = 0
+    keep_image: bool = False  # the asker sits on this node: the picture stays there, the report travels
+
+
+class Taken(Message, tag="taken"):
+    """Node -> gateway: accepted into its queue."""
+
+    senders: ClassVar = ("edge", "device")
+    job: str
+    attempt: int
+
+
+class Busy(Message, tag="busy"):
+    """Node -> gateway: its queue is full."""
+
+    senders: ClassVar = ("edge", "device")
+    job: str
+    attempt: int
+    retry_after_s: float
+
+
+class Progress(Message, tag="progress"):
+    """Node -> gateway: a stage was entered, or `step` of `of` steps of leg `leg` are done.
+
+    `spent_s`: seconds that the stage which has ended took, by the node's own clock.
+    """
+
+    senders: ClassVar = ("edge", "device")
+    job: str
+    attempt: int
+    stage: str  # queued | encoding | waiting | denoising | sending | decoding
+    leg: int = 0
+    step: int = 0
+    of: int = 0
+    spent_s: float = 0.0
+    batch: int = 0
+    bytes: int = 0
+
+
+class Failed(Message, tag="failed"):
+    """Node -> gateway: it cannot go on. `kind`: refused (the request's fault), broken (the node's), or lost (a peer's)."""
+
+    senders: ClassVar = ("edge", "device")
+    job: str
+    attempt: int
+    kind: str
+    reason: str
+
+
+class Cancel(Message, tag="cancel"):
+    """Gateway -> node: drop it at the next step boundary, and what is kept of it."""
+
+    senders: ClassVar = ("gateway",)
+    job: str
+    attempt: int  # this one and every earlier one
+    reason: str = ""
+
+
+class Release(Message, tag="release"):
+    """Gateway -> node: the job has ended, kept handoffs may go."""
+
+    senders: ClassVar = ("gateway",)
+    job: str
+
+
+class Drain(Message, tag="drain"):
+    """Gateway or client -> node, client -> gateway: finish or hand on what runs within `limit_s`, then stop."""
+
+    senders: ClassVar = ("gateway", "client")
+    node: str
+    limit_s: float
+
+
+# --- bulk ---
+
+
+class Fetch(Message, tag="fetch"):
+    """Whoever walks on -> whoever has the latent, data socket: answered with `Latent` as soon as it is there."""
+
+    senders: ClassVar = ("edge", "device")
+    job: str
+    attempt: int
+    leg: int
+
+
+class Latent(Message, tag="latent"):
+    """The answer to `Fetch`, or a put. Payload: one handoff (relay.handoff, which proves itself)."""
+
+    senders: ClassVar = ("edge", "device", "gateway")
+    payloads: ClassVar = (1, 1)
+    job: str
+    attempt: int
+    leg: int
+
+
+class Embeddings(Message, tag="embeddings"):
+    """Edge -> the walker of a later leg, once and ahead of the latent: embeddings of a program that ships conditioning.
+    Payload: as relay.handoff writes conditioning."""
+
+    senders: ClassVar = ("edge",)
+    payloads: ClassVar = (1, 1)
+    job: str
+    attempt: int
+
+
+class Checkpoint(Message, tag="checkpoint"):
+    """Node -> gateway, data socket, at low priority. Payload: one handoff under way (latent, sigmas, index)."""
+
+    senders: ClassVar = ("edge", "device")
+    payloads: ClassVar = (1, 1)
+    job: str
+    attempt: int
+    leg: int
+    index: int
+
+
+class Preview(Message, tag="preview"):
+    """Node -> gateway, data socket. Payload: a small PNG of what the latent shows."""
+
+    senders: ClassVar = ("edge", "device")
+    payloads: ClassVar = (1, 1)
+    job: str
+    attempt: int
+    leg: int
+    step: int
+
+
+class Result(Message, tag="result"):
+    """Node -> gateway, data socket: the picture (payload: PNG; none with `keep_image`) and how it came about."""
+
+    senders: ClassVar = ("edge", "device")
+    payloads: ClassVar = (0, 1)
+    job: str
+    attempt: int
+    width: int
+    height: int
+    report: dict[str, Any]
+
+
+class Seen(Message, tag="seen"):
+    """The receiver of a `Latent`, `Checkpoint` or `Result` has it. Times across hosts come from these, by the sender's
+    clock: send to seen, less the round trip, over the bytes is a throughput."""
+
+    senders: ClassVar = ("edge", "device", "gateway")
+    job: str
+    attempt: int
+    what: str
+    leg: int = 0
+    index: int = 0
+
+
+class NotHere(Message, tag="not-here"):
+    """The answer to a `Fetch` or an embedding of a job that is not known here (any more)."""
+
+    senders: ClassVar = ("edge", "gateway")
+    job: str
+    attempt: int
+    leg: int
+
+
+# --- askers: `relay submit`, a device's own user ---
+
+
+class Submit(Message, tag="submit"):
+    """Client or device -> gateway (client -> device for its own user): one request of `images` pictures."""
+
+    senders: ClassVar = ("client", "device")
+    request: dict[str, Any]  # nodes.requests.ImageRequest
+    idempotency_key: str | None = None
+
+
+class Accepted(Message, tag="accepted"):
+    """It is in the ledger: it will end in pictures or an error."""
+
+    senders: ClassVar = ("gateway", "device")
+    request: str
+    jobs: tuple[str, ...]
+
+
+class Refused(Message, tag="refused"):
+    """It is not done, and why. `status` is HTTP's; `retry_after_s` where trying again makes sense."""
+
+    senders: ClassVar = ("gateway", "edge", "device")
+    reason: str
+    status: int = 400
+    retry_after_s: float | None = None
+
+
+class Ask(Message, tag="ask"):
+    """Client or device -> gateway: something to read (`what`: job, image, status, trace, jobs), answered by `Told`."""
+
+    senders: ClassVar = ("client", "device")
+    what: str
+    job: str = ""
+    wait_s: float = 0.0  # for a job: answer when it ends or this is over
+
+
+class CancelJob(Message, tag="cancel-job"):
+    """Asker -> gateway."""
+
+    senders: ClassVar = ("client", "device")
+    job: str
+
+
+class Told(Message, tag="told"):
+    """The answer to `Ask`. Payload: the image where that was asked for."""
+
+    senders: ClassVar = ("gateway", "device")
+    payloads: ClassVar = (0, 1)
+    what: str
+    value: Any = None
+
+
+class Probe(Message, tag="probe"):
+    """Anyone -> anyone, `relay doctor --peer`: comes back as `Probed` with as many payload bytes as it brought."""
+
+    senders: ClassVar = ("client", "edge", "device", "gateway")
+    payloads: ClassVar = (0, 1)
+    sequence: int
+
+
+class Probed(Message, tag="probed"):
+    """The answer to `Probe`."""
+
+    senders: ClassVar = ("gateway", "edge", "device")
+    payloads: ClassVar = (0, 1)
+    sequence: int
+    name: str
+    version: str
+
+
+Any_ = Union[  # noqa: UP007  # a tagged union for msgspec
+    Register, Registered, Heartbeat, HeartbeatSeen, Leaving, Assign, Taken, Busy, Progress, Failed, Cancel, Release, Drain,
+    Fetch, Latent, Embeddings, Checkpoint, Preview, Result, Seen, NotHere, Submit, Accepted, Refused, Ask, CancelJob, Told,
+    Probe, Probed,
+]  # fmt: skip
+MESSAGES: tuple[type[Message], ...] = get_args(Any_)
+_DECODER = msgspec.msgpack.Decoder(Any_)
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def encode(message: Message, payloads: Sequence[bytes | memoryview] = ()) -> list[bytes | memoryview]:
+    """The frames of a message. Payloads are passed through, not copied."""
+    low, high = type(message).payloads
+    assert low <= len(payloads) <= high, f"{type(message).__name__} with {len(payloads)} payloads"
+    return [_HEAD.pack(MAGIC, MAJOR, MINOR), _ENCODER.encode(message), *payloads]
+
+
+def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, list[bytes | memoryview]]:
+    """The message and its payloads. MessageRefused says what is wrong; nothing is allocated for what is too long."""
+    if not 2 <= len(frames) <= MAX_FRAMES:
+        raise MessageRefused(f"a message has 2 to {MAX_FRAMES} frames, not {len(frames)}")
+    head, header, *payloads = frames
+    if len(head) != _HEAD.size or bytes(head[:5]) != MAGIC:
+        raise MessageRefused("not a relay message")
+    _, major, minor = _HEAD.unpack(head)
+    if major != MAJOR:
+        raise MessageRefused(
+            f"the peer speaks version {major}.{minor}, this node {MAJOR}.{MINOR}: upgrade the older one"
+        )
+    if len(header) > MAX_HEADER:
+        raise MessageRefused(f"a header of {len(header)} bytes is over the limit of {MAX_HEADER}")
+    if any(len(payload) > MAX_PAYLOAD for payload in payloads):
+        raise MessageRefused(f"a payload is over the limit of {MAX_PAYLOAD} bytes")
+    try:
+        message: Message = _DECODER.decode(header)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise MessageRefused(f"not a message of version {major}.{minor}: {error}") from None
+    low, high = type(message).payloads
+    if not low <= len(payloads) <= high:
+        raise MessageRefused(f"{name_of(message)} came with {len(payloads)} payloads")
+    return message, payloads
+
+
+def name_of(message: Message) -> str:
+    """Its name on the wire."""
+    return str(type(message).__struct_config__.tag)
