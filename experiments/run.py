@@ -192,11 +192,11 @@ def _program_columns(program: Program, pipe: RelayPipeline, drawn: Drawn, count:
     }  # fmt: skip
     watched: list[dict[str, Any]] = []
     if trace := drawn.traces.get(str(program)):
-        for relay, reference in zip(*trace, strict=True):
+        for before, relay, reference in zip(drawn.prefixes[str(program)], *trace, strict=True):
             apart = relative_deviation(relay, reference)
             watched.append(
                 {"deviation_mean": apart.mean().item(), "deviation_max": apart.max().item(),
-                 "intensity": relay.tolist(), "intensity_reference": reference.tolist()}
+                 "intensity_prefix": before.tolist(), "intensity": relay.tolist(), "intensity_reference": reference.tolist()}
             )  # fmt: skip
     errors = drawn.codec_errors.get(str(program))
     each = [{} if errors is None else {"codec_error": errors[i].item()} for i in range(count)]

@@ -34,6 +34,7 @@ class Drawn:
     images: dict[str, torch.Tensor]
     # Intensities (B', steps) of the small leg and of the large member going on from the same latent, first B' prompts.
     traces: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    prefixes: dict[str, torch.Tensor]  # (B', s): the same prompts' intensities over the first leg
     codec_errors: dict[str, torch.Tensor]  # (B,): |sent - latent| / |latent| at the first handoff, of programs with one
     sample_steps: int  # steps x samples that were really walked
     sample_steps_alone: int  # the same without shared prefixes
@@ -54,15 +55,15 @@ def draw_batch(
     """Draw every program on every prompt, prompt i from the noise of seeds[i].
 
     The first `watched` prompts are also walked on by the first leg's member over each second leg's sigmas, for the
-    deviation of the latent's intensity.
+    deviation of the latent's intensity, which is recorded over the whole way.
     """
     size = family.spec.sizes.default
     schedules = family.schedules(size)
     walks = {str(p): walk(p, schedules) for p in programs}
     cond = family.text.encode(list(captions), None, True, size)
     noise = family.initial_noise(len(seeds), size, [torch.Generator().manual_seed(s) for s in seeds])
-    states, taken = _shared_prefixes(family, programs, walks, noise, cond)
-    drawn = Drawn({}, {}, {}, taken * len(seeds), sum(leg.steps for p in programs for leg in p.legs) * len(seeds))
+    states, watches, taken = _shared_prefixes(family, programs, walks, noise, cond, watched)
+    drawn = Drawn({}, {}, {}, {}, taken * len(seeds), sum(leg.steps for p in programs for leg in p.legs) * len(seeds))
     for program in programs:
         latent = states[_prefix(program)]
         for k in range(1, len(program.legs)):
@@ -86,6 +87,8 @@ def draw_batch(
                 )  # fmt: skip
                 pair = [torch.stack(t.intensities, 1)[:watched] for t in (seen, reference)]
                 drawn.traces[str(program)] = (pair[0], pair[1])
+                *trajectory, last = _prefix(program)
+                drawn.prefixes[str(program)] = torch.stack(watches[*trajectory].intensities[:last], 1)
         drawn.images[str(program)] = family.decode(latent).cpu()
     return drawn
 
@@ -132,8 +135,11 @@ def prefix_steps(programs: Sequence[Program]) -> dict[tuple[str, int, float], in
     return longest
 
 
-def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning):  # noqa: ANN001, ANN202
-    """The latent after the first leg of every program; programs that begin alike share one trajectory."""
+def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning, watched: int):  # noqa: ANN001, ANN202
+    """The latent after the first leg of every program; programs that begin alike share one trajectory.
+
+    With it the first `watched` prompts' intensities along each trajectory, and the steps walked.
+    """
     longest: dict[tuple[str, int, float], tuple[list[float], set[int]]] = {}
     for program in programs:
         member, total, guidance, last = _prefix(program)
@@ -141,12 +147,15 @@ def _shared_prefixes(family: Family, programs, walks, noise, cond: Conditioning)
         kept, wanted = longest.get((member, total, guidance), ([], set()))
         longest[member, total, guidance] = (max(kept, sigmas, key=len), wanted | {last})
     states: dict[tuple[str, int, float, int], torch.Tensor] = {}
+    watches: dict[tuple[str, int, float], IntensityTrace] = {key: IntensityTrace() for key in longest}
     for (member, total, guidance), (sigmas, wanted) in longest.items():
 
         def keep(i: int, sigma: float, x: torch.Tensor, key=(member, total, guidance), wanted=wanted) -> None:  # noqa: ANN001
+            if watched:
+                watches[key].record(i, sigma, x[:watched])
             if i + 1 in wanted:
                 states[*key, i + 1] = x.clone()
 
         start = noise * family.schedule(member, total).init_noise_sigma
         walk_leg(family.denoiser(member), start, sigmas, cond, guidance, member=member, on_step=keep)
-    return states, sum(len(sigmas) - 1 for sigmas, _ in longest.values())
+    return states, watches, sum(len(sigmas) - 1 for sigmas, _ in longest.values())

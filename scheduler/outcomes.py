@@ -57,8 +57,9 @@ OUTCOME_SCHEMA: dict[str, Any] = {
     "image": pl.String,  # hash of its pixels; images/ab/HASH.png
     "deviation_mean": pl.Float64,  # latent-intensity deviation over the small leg; null where it was not watched
     "deviation_max": pl.Float64,
-    "intensity": pl.List(pl.Float32),
-    "intensity_reference": pl.List(pl.Float32),
+    "intensity_prefix": pl.List(pl.Float32),  # mean |latent| after each step of the first leg, up to the handoff
+    "intensity": pl.List(pl.Float32),  # after each step of the small leg
+    "intensity_reference": pl.List(pl.Float32),  # the same steps walked by the first leg's member
     "commit": pl.String,
     "versions": pl.String,
     "machine": pl.String,

@@ -120,6 +120,16 @@ def plain_axes(ax: Axes, ink: str, grid: str = "y") -> None:
     ax.tick_params(length=3, width=0.8)
 
 
+def log_axis(ax: Axes, which: str, low: float, high: float) -> None:
+    """A logarithmic axis `which` with ticks that read as plain numbers (matplotlib would write them as formulas)."""
+    steps = [m * 10.0**k for k in range(-9, 10) for m in (1, 2, 5)]
+    ticks = [t for t in steps if low / 1.5 <= t <= high * 1.5]
+    getattr(ax, f"set_{which}scale")("log")
+    axis = getattr(ax, f"{which}axis")
+    axis.set_ticks(ticks, [f"{t:g}" for t in ticks])
+    axis.set_ticks([], minor=True)
+
+
 def over_s(share: float) -> Any:
     """A colour from the small member's (0) over rose to the large one's (1)."""
     from matplotlib.colors import LinearSegmentedColormap

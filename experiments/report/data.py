@@ -55,6 +55,7 @@ class Entry:
     images: dict[str, tuple[str, float]]  # prompt -> image of the first seed, and that image's score
     deviation: tuple[float, float] | None  # mean and largest, means over the watched prompts
     intensity: tuple[np.ndarray, np.ndarray] | None  # relay and reference, (watched prompts, steps)
+    prefix: np.ndarray | None  # intensity up to the handoff, (watched prompts, s); None in runs that did not store it
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # link -> median seconds of each stage
     ratio: float | None = None  # to the large member's score
     gap: Interval | None = None  # share closed on four objects, or on all prompts where there is no such class
@@ -251,15 +252,16 @@ def _entry(rows: pl.DataFrame, text: str, parsed: Program | None, label: str, sc
         by_class={str(cls[0]): interval(part[score].to_list()) for cls, part in by_prompt.group_by(["complexity"]) if cls[0]},
         images={text: (digest, value) for text, digest, value in first.select("prompt", "image", score).iter_rows() if digest},
         deviation=(_mean(watched["deviation_mean"]), _mean(watched["deviation_max"])) if watched.height else None,
-        intensity=_traces(rows.drop_nulls("intensity")),
+        intensity=None if (relay := _trace(rows, "intensity")) is None or (large := _trace(rows, "intensity_reference")) is None
+        else (relay, large),
+        prefix=_trace(rows, "intensity_prefix"),
     )  # fmt: skip
 
 
-def _traces(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
-    if rows.is_empty():
-        return None
-    relay, reference = (np.array(rows[c].to_list(), dtype=float) for c in ("intensity", "intensity_reference"))
-    return relay, reference
+def _trace(rows: pl.DataFrame, column: str) -> np.ndarray | None:
+    """Intensities of the watched prompts, (prompts, steps); None where none was watched."""
+    kept = rows[column].drop_nulls().to_list() if column in rows.columns else []  # an older run has no prefixes
+    return np.array(kept, dtype=float) if kept else None
 
 
 def _add_times(group: Group, times: pl.DataFrame) -> None:

@@ -24,7 +24,7 @@ _CLASS_COLOURS = (RELAY, LARGE, "#bf5b8e", SMALL, "#7a6fd0", "#6f9c3d", "#9aa0aa
 
 
 def intensity(group: Group) -> list[Chart]:
-    """The latent's intensity with and without handoff, and how far they lie apart."""
+    """The latent's intensity over the whole way, with and without handoff, and how far they lie apart."""
     watched = [e for e in group.main_line if e.intensity is not None]
     total = group.steps_total
     rows: list[dict[str, Any]] = []
@@ -38,27 +38,41 @@ def intensity(group: Group) -> list[Chart]:
         at = s + (total - s) * np.arange(1, n + 1) / n
         away = 100 * (np.abs(relay - reference) / reference).mean(0)
         lines.append((entry, at, relay.mean(0), reference.mean(0), away))
+        named = {"program": entry.program, "label": entry.label}
+        before = np.empty(0) if entry.prefix is None else entry.prefix.mean(0)
         rows += [
-            {"program": entry.program, "label": entry.label, "position": float(x), "relay": float(a),
-             "large_goes_on": float(b), "deviation_percent": float(d)}
+            named | {"position": float(i), "large_before": float(b)} for i, b in enumerate(before, 1)
+        ] + [
+            named | {"position": float(x), "relay": float(a), "large_goes_on": float(b), "deviation_percent": float(d)}
             for x, a, b, d in zip(at, relay.mean(0), reference.mean(0), away, strict=True)
         ]  # fmt: skip
+    shared = _shared(watched)
 
     def levels(figure: Figure, ink: str, tips: Tips) -> None:
         ax = figure.subplots()
         charts.plain_axes(ax, ink)
+        for before in shared:
+            line = ax.plot(range(1, len(before) + 1), before, color=ink, linewidth=1.6, alpha=0.55, zorder=1)[0]
+            tips(line, f"the large member's first {len(before)} steps, shared by the relays that begin with them")
+        points = []
         for entry, at, relay, reference, _ in lines:
             colour = charts.over_s((entry.handoff or 0) / total)
-            ax.plot(at, reference, color=ink, linewidth=3.2, alpha=0.18, zorder=1)
+            x, legs = at, [reference, relay]
+            if entry.prefix is not None:  # both go on from the point of handoff
+                handed = entry.prefix.mean(0)[-1]
+                x, legs = np.array([entry.handoff or 0, *at]), [np.array([handed, *leg]) for leg in legs]
+            ax.plot(x, legs[0], color=ink, linewidth=3.2, alpha=0.18, zorder=1)
             tips(
-                ax.plot(at, relay, color=colour, linewidth=1.4, zorder=2)[0],
+                ax.plot(x, legs[1], color=colour, linewidth=1.4, zorder=2)[0],
                 f"{entry.label}: intensity after the handoff",
             )
-            ax.plot(at[0], relay[0], "o", color=colour, markersize=4, zorder=3)
+            points.append((x[0], legs[1][0]))
+            ax.plot(*points[-1], "o", color=colour, markersize=4.5, zorder=3)
+        levels_seen = [v for line in (*shared, *(leg for _, _, *legs, _ in lines for leg in legs)) for v in line]
+        if max(levels_seen) > 4 * min(levels_seen):  # noise of the epsilon kind is many times the picture
+            charts.log_axis(ax, "y", min(levels_seen), max(levels_seen))
         ax.set(xlabel=f"position on the way from 0 to T = {total}", ylabel="mean |latent|", xlim=(0, total))
-        charts.place_labels(
-            ax, [(at[0], relay[0]) for _, at, relay, *_ in lines], [f"s = {e.handoff}" for e, *_ in lines]
-        )
+        charts.place_labels(ax, points, [f"s = {e.handoff}" for e, *_ in lines])
 
     def apart(figure: Figure, ink: str, tips: Tips) -> None:
         ax = figure.subplots()
@@ -88,14 +102,24 @@ def intensity(group: Group) -> list[Chart]:
     title = group.label
     return [
         charts.make_chart(
-            f"intensity-{group.slug}", f"{title}: intensity", f"Mean absolute latent along the way, {title}: colour with"
-            f" handoff, grey where the large member goes on from the same latent.", levels, rows,
+            f"intensity-{group.slug}", f"{title}: intensity", f"Mean absolute latent along the whole way, {title}: dark"
+            f" before a handoff, marked where it happens, then colour with it and grey where the large member goes on.", levels,
+            rows,
         ),
         charts.make_chart(
             f"deviation-{group.slug}", f"{title}: deviation", f"Deviation of the mean intensity from the large member's"
             f" going on, {title}. Largest: {largest}.", apart, [],
         ),
     ]  # fmt: skip
+
+
+def _shared(watched: list[Entry]) -> list[np.ndarray]:
+    """The trajectories before the handoffs, means over prompts, each once: relays that begin alike share the longest."""
+    found: list[np.ndarray] = []
+    for before in sorted((e.prefix.mean(0) for e in watched if e.prefix is not None), key=len, reverse=True):
+        if not any(np.allclose(before, longer[: len(before)], rtol=1e-5) for longer in found):
+            found.append(before)
+    return found
 
 
 def by_class(group: Group) -> list[Chart]:

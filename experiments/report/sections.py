@@ -153,8 +153,9 @@ def _pictures(groups: list[Group]) -> Section:
 def _intensity(groups: list[Group]) -> Section:
     watched = [g for g in groups if any(e.intensity is not None for e in g.main_line)]
     section = Section(
-        "intensity", "Latent intensity", "Does a handoff push the latent off its way? Intensity is the mean absolute latent;"
-        " colour goes on with the small member, grey with the large one from the same latent over the same sigmas.",
+        "intensity", "Latent intensity", "Does a handoff push the latent off its way? Intensity is the mean absolute latent:"
+        " dark over the large member's steps; from the marked handoff on, colour with the small member, grey with the large one"
+        " going on from the same latent over the same sigmas.",
         charts=[chart for g in watched for chart in figures.intensity(g)],
     )  # fmt: skip
     for g in watched:

@@ -154,6 +154,19 @@ def test_codecs_show_the_latents_error_beside_bytes_and_score(page, folder):
     assert text.count("error of the latent, relative") == 2  # an axis of both charts
 
 
+def test_the_latents_intensity_is_drawn_from_the_first_step_on(page):
+    rows = list(csv.DictReader((page.parent / "figures" / "intensity-mini-sdxl.csv").open()))
+    for s in (1, 2, 3):
+        mine = [row for row in rows if row["label"].startswith(f"s = {s},")]
+        before = [float(row["position"]) for row in mine if row["large_before"]]
+        after = [float(row["position"]) for row in mine if row["relay"]]
+        assert before == [float(i) for i in range(1, s + 1)]
+        assert min(after) > s
+        assert max(after) == 4
+    text = section(page.read_text(), "intensity")
+    assert text.count("first 3 steps, shared by the relays") == 1  # one line, of the longest, for all three
+
+
 def test_a_claim_stands_beside_what_was_measured_or_says_that_nothing_was(page):
     text = section(page.read_text(), "expected")
     kept, never = text.index("relays keep quality"), text.index("never measured")
@@ -196,12 +209,12 @@ def test_what_a_run_has_no_data_for_is_left_out_with_a_reason(bare_page):
         assert ("Left out: " in section(text, name)) == left_out, name
 
 
-def test_a_run_from_before_the_codecs_error_was_stored_can_still_be_reported(folder, tmp_path):
+def test_a_run_from_before_some_columns_were_stored_can_still_be_reported(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
     for rows in (tmp_path / "run" / "outcomes").glob("*.parquet"):
-        pl.read_parquet(rows).drop("codec_error").write_parquet(rows)
-    text = section(write_report([tmp_path / "run"]).read_text(), "codecs")
-    assert "RMS error of the picture against fp16" in text
+        pl.read_parquet(rows).drop("codec_error", "intensity_prefix").write_parquet(rows)
+    text = write_report([tmp_path / "run"]).read_text()
+    assert "RMS error of the picture against fp16" in section(text, "codecs")
     assert "Left out" not in text
 
 

@@ -21,7 +21,9 @@ from experiments.report.data import read_groups
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 from nodes.cli import run as run_app
+from relay.deviation import intensity
 from relay.errors import BadRequest
+from relay.pipeline import RelayPipeline
 from scheduler.outcomes import image_path, pixels_hash
 
 PROMPTS = [f"a {a} {b}" for a in ("red", "blue", "green") for b in ("circle", "square")] + ["a circle", "a square"]
@@ -126,6 +128,24 @@ def test_the_intensity_of_the_first_prompts_of_a_unit_is_watched(whole):
     assert set(watched["prompt_index"]) == {0, 1, 3, 4, 6, 7}
     assert (watched["intensity"].list.len() == watched["small_steps"]).all()
     assert (watched["deviation_max"] >= watched["deviation_mean"]).all()
+
+
+def test_the_intensity_is_recorded_over_the_whole_way(config, whole):
+    """Up to the handoff it is that of the latent which a pipeline of one's own hands over at every step."""
+    relays = whole.outcomes.filter(
+        pl.col("deviation_mean").is_not_null(), pl.col("family") == "tiny-sdxl", codec="fp16"
+    )
+    assert (relays["intensity_prefix"].list.len() == relays["handoff"]).all()
+    assert whole.outcomes.filter(pl.col("mode") != "relay")["intensity_prefix"].is_null().all()
+    pipe = RelayPipeline.from_pretrained(config.parent / "tiny-sdxl.yaml")
+    row = relays.filter(handoff=2).row(0, named=True)
+    for s, recorded in enumerate(row["intensity_prefix"], 1):
+        handed = pipe.start(
+            row["prompt"], num_inference_steps=4, handoff=s, matching="exact", codec="fp32", seed=row["seed"]
+        )
+        assert intensity(handed.latent).item() == pytest.approx(recorded, rel=1e-4)
+    earlier = relays.filter(handoff=1, prompt=row["prompt"], seed=row["seed"])
+    assert earlier["intensity_prefix"].to_list() == [row["intensity_prefix"][:1]] * 2  # both numbers of small steps
 
 
 def test_the_codecs_error_of_each_handoff_is_stored(whole):
