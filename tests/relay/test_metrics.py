@@ -17,7 +17,7 @@ from relay.metrics import BUILTIN, Metric, MissingModel, load_metric, score_all
 from relay.metrics.clip_quality import PHRASES, QUALITIES
 from relay.metrics.lpips import Lpips
 from relay.metrics.ocr import agreement
-from relay.scenes.sampling import held_out
+from relay.scenes.sampling import caption, held_out
 
 PROMPTS = ["a large red heart at the top left", "a small blue ring", 'the word "CAT" in red']
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -187,3 +187,29 @@ def test_ocr_agreement_is_one_less_the_edit_distance():
     assert agreement("CAT", "cat\n") == 1
     assert agreement("CAT", "CAR") == pytest.approx(2 / 3)
     assert agreement("CAT", "") == 0
+
+
+@pytest.mark.parametrize("kind", QUALITIES)
+def test_the_embedded_clip_sees_each_degradation_by_its_own_quality(kind):
+    """Held-out scenes, clean against spoiled: the quality of that kind falls, and by more than any other does."""
+    scenes = held_out(60, "test")
+    drawn = complete_all(scenes, np.random.default_rng(3))
+    clean, spoiled, _ = spoil_scenes(drawn, [{kind: 0.75}] * len(drawn), np.random.default_rng(4))
+    metric = load_metric("clip_quality")
+    before, after = (metric.score(images, [""] * len(images)) for images in (clean, spoiled))
+    names = [name for name in metric.columns if name != "clip_score"]
+    drops = {name: float(np.mean(before[name]) - np.mean(after[name])) for name in names}
+    own = drops.pop(next(name for name in drops if name.endswith(kind)))
+    assert own > 0.2
+    assert own > 3 * max(map(abs, drops.values()))
+
+
+def test_the_embedded_clip_prefers_a_scenes_own_caption():
+    scenes = held_out(50, "test")
+    rng = np.random.default_rng(3)
+    captions = [caption(scene, rng) for scene in scenes]
+    clean = spoil_scenes(complete_all(scenes, rng), [{}] * len(scenes), rng)[0]
+    metric = load_metric("clip_score")
+    own = np.array(metric.score(clean, captions)["clip_score"])
+    other = np.array(metric.score(clean, captions[1:] + captions[:1])["clip_score"])
+    assert (own > other).mean() > 0.95
