@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest
-from relay.metrics.missing import MissingModel, no_file, no_package
+from relay.metrics.missing import MissingModel, all_missing, no_file, no_package
 from relay.metrics.weights import read_state
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Lpips:
             "(LPIPS without them is not LPIPS, and they are not downloaded at run time)"
         )
         package = no_package("lpips", "pip install 'relay-inference[experiments]'")
-        return package or no_file(self.trunk, "LPIPS's trunk", how)
+        return all_missing(package, no_file(self.trunk, "LPIPS's trunk", how))
 
     def score(self, images: Tensor, prompts: Sequence[str], references: Tensor | None = None) -> dict[str, list[float]]:
         import torch

@@ -50,3 +50,8 @@ def no_file(path: str | Path | None, what: str, how: str) -> str | None:
     if path is None:
         return f"{what} is not given; {how}"
     return None if Path(path).is_file() else f"{what} is not at {path}; {how}"
+
+
+def all_missing(*said: str | None) -> str | None:
+    """Everything that is missing in one line, so that it can be fetched in one go; None where nothing is."""
+    return "; and ".join(filter(None, said)) or None

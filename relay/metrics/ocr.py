@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TESSERACT = "tesseract"
-_QUOTED = re.compile(r'["“]([^"”]+)["”]')
+# in double quotes, or in single ones that are no apostrophe, as DrawTextCreative writes them
+_QUOTED = re.compile(r"""["“]([^"”]+)["”]|(?<!\w)['‘](.+?)['’](?!\w)""")
 
 
 class Ocr:
@@ -44,7 +45,7 @@ class Ocr:
     def score(self, images: Tensor, prompts: Sequence[str], references: Tensor | None = None) -> dict[str, list[float]]:
         if said := self.missing():
             raise MissingModel(said)
-        wanted = [" ".join(_QUOTED.findall(prompt)) for prompt in prompts]
+        wanted = [quoted(prompt) for prompt in prompts]
         asked = [i for i, text in enumerate(wanted) if text]
         found = [nan] * len(prompts)
         read = self._read([to_pil(images[i : i + 1])[0] for i in asked])
@@ -78,6 +79,11 @@ def _load(path: str, device: str) -> tuple[Any, Any]:
         return processor, VisionEncoderDecoderModel.from_pretrained(path).to(device).eval()
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise MissingModel(f"{path} cannot be read as a TrOCR-like model: {error}") from None
+
+
+def quoted(prompt: str) -> str:
+    """The text that a prompt wants written, empty where it quotes none."""
+    return " ".join(double or single for double, single in _QUOTED.findall(prompt))
 
 
 def agreement(wanted: str, read: str) -> float:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relay.metrics.missing import MissingModel, no_file, no_package
+from relay.metrics.missing import MissingModel, all_missing, no_file, no_package
 from relay.metrics.weights import read_state
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Aesthetic:
         from relay.metrics.clip import missing_clip
 
         how = "give head: PATH, e.g. LAION's sac+logos+ava1-l14-linearMSE.pth"
-        return no_file(self.head, "the aesthetic head", how) or missing_clip(self.model, text=False)
+        return all_missing(no_file(self.head, "the aesthetic head", how), missing_clip(self.model, text=False))
 
     def score(self, images: Tensor, prompts: Sequence[str], references: Tensor | None = None) -> dict[str, list[float]]:
         from relay.metrics.clip import load_clip
@@ -129,10 +129,10 @@ class ImageReward:
 
     def missing(self) -> str | None:
         how = "fetch it with `hf download THUDM/ImageReward ImageReward.pt med_config.json`"
-        return (
-            no_package("ImageReward", "pip install image-reward")
-            or no_file(self.model, "ImageReward's checkpoint (model: PATH)", how)
-            or no_file(self.med_config, "ImageReward's med_config.json (med_config: PATH)", how)
+        return all_missing(
+            no_package("ImageReward", "pip install image-reward"),
+            no_file(self.model, "ImageReward's checkpoint (model: PATH)", how)
+            or no_file(self.med_config, "ImageReward's med_config.json (med_config: PATH)", how),
         )
 
     def score(self, images: Tensor, prompts: Sequence[str], references: Tensor | None = None) -> dict[str, list[float]]:

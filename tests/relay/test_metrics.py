@@ -16,7 +16,7 @@ from relay.errors import BadRequest, RelayError
 from relay.metrics import BUILTIN, Metric, MissingModel, load_metric, score_all
 from relay.metrics.clip_quality import PHRASES, QUALITIES
 from relay.metrics.lpips import Lpips
-from relay.metrics.ocr import agreement
+from relay.metrics.ocr import agreement, quoted
 from relay.scenes.sampling import caption, held_out
 
 PROMPTS = ["a large red heart at the top left", "a small blue ring", 'the word "CAT" in red']
@@ -181,6 +181,15 @@ def test_a_random_trunk_never_appears_under_the_name_lpips(tmp_path):
     assert other[0] > 1e-4
     with pytest.raises(MissingModel, match="not torchvision's alex"):
         Lpips(tmp_path / "trunk.safetensors", net="alex").score(IMAGES, PROMPTS, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [('the word "CAT" in red', "CAT"), ("a sign that says 'i'm a truck'.", "i'm a truck"), ("the dog's bone, no text", ""),
+     ("a mug “go” beside a sign 'stop'", "go stop"), ("cats' and dogs' toys", "")],
+)  # fmt: skip
+def test_the_text_that_a_prompt_quotes(prompt, wanted):
+    assert quoted(prompt) == wanted
 
 
 def test_ocr_agreement_is_one_less_the_edit_distance():
