@@ -189,6 +189,7 @@ def answer(
 
     import polars as pl
 
+    from experiments.estimate import parse_step_ms
     from experiments.run_folder import open_run
     from relay.family_spec import find_family
     from scheduler.links import find_link
@@ -208,7 +209,8 @@ def answer(
         link = LinkProfile(name="yours", bandwidth_bit_s=bandwidth * 1e6, delay_s=round_trip / 2000)
     costs = fit_costs(run.times.filter(pl.col("family") == family))
     if step_ms is not None:
-        costs = _with_steps(costs, step_ms)
+        large_s, small_s = parse_step_ms(step_ms)
+        costs = replace(costs, large_s=large_s, small_s=small_s)
     path = next((f for f in run.config["families"] if find_family(f).name == family), family)
     options = advise(
         run.outcomes.filter(pl.col("family") == family), costs, link, computed_sizes(find_family(path)),
@@ -222,16 +224,6 @@ def answer(
         }
         return json.dumps(what, indent=1)
     return _told(options, link, floor, limit_s, score)
-
-
-def _with_steps(costs: Costs, step_ms: str) -> Costs:
-    try:
-        large, small = (float(value) / 1000 for value in step_ms.split(","))
-    except ValueError:
-        raise BadRequest(f"--step-ms {step_ms!r} is not LARGE,SMALL in milliseconds") from None
-    if min(small, large) <= 0:
-        raise BadRequest(f"--step-ms {step_ms!r}: step costs are above 0")
-    return replace(costs, large_s=large, small_s=small)
 
 
 def _told(

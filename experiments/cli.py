@@ -26,8 +26,17 @@ def run_(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML as in configs/experiments/.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/experiments/NAME.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the grid and an estimate of time, draw nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the grid, an estimate of time and all that is missing here; draw nothing."
+        ),
     ] = False,
+    step_ms: Annotated[
+        str | None,
+        typer.Option(
+            help="With --dry-run: LARGE,SMALL, what a step of one image costs in ms, instead of a figure of ours."
+        ),
+    ] = None,
     shard: Annotated[
         str, typer.Option(help="I/N: do every N-th unit from the I-th; `merge` puts shards together.")
     ] = "1/1",
@@ -36,13 +45,19 @@ def run_(
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16; default: the family's.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
 ) -> None:
-    """Run a grid of programs into a folder; the same command goes on where a stopped one was."""
+    """Run a grid of programs into a folder; the same command goes on where a stopped one was.
+
+    With --family a config's `real:` block takes over where the families are real checkpoints: their prompts, metrics
+    and sizes. --dry-run needs none of their files and says which are missing.
+    """
     import msgspec
 
     from experiments.grid import read_experiment
 
     experiment = read_experiment(config)
     part = _shard(shard)
+    if step_ms and not dry_run:
+        raise BadRequest("--step-ms is what --dry-run reckons with: a run measures its own")
     if family:
         experiment = msgspec.structs.replace(experiment, families=family)
     from experiments.progress import RunProgress
@@ -54,13 +69,13 @@ def run_(
 
     if threads:
         torch.set_num_threads(threads)
+    if dry_run:
+        from experiments.estimate import dry_run as survey
+
+        print(survey(experiment, str(config), device, dtype, step_ms))
+        return
     prepared = prepare(experiment, str(config), device, dtype)
     folder = out or Path("runs/experiments") / experiment.name
-    if dry_run:
-        from experiments.estimate import describe
-
-        print(describe(prepared))
-        return
     with RunProgress() as progress:
         run(prepared, folder, part, progress)
     saved = (

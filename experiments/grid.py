@@ -20,6 +20,10 @@ links: [wifi, {name: far, bandwidth_bit_s: 2e6, delay_s: 0.08}]
 deviation: 20                     # of so many prompts a unit, watch the latent's intensity (one more run each)
 times: {repeats: 5, curve: [1, 2, 4, 8]}   # or null: no times
 batch: 50
+real:                             # replaces keys where the families draw no scenes: real checkpoints, real prompts and metrics
+  workload: {name: diffusiondb, folder: data/diffusiondb}
+  metrics: [{name: clip_score, model: openai/clip-vit-large-patch14}]
+  batch: 4                        # also: description, steps, seeds, baselines, links, deviation, times
 expected:                         # shown in the report beside what was measured; of several programs the best
   - {claim: "keeps full quality at 2.1x", source: RISE, value: 1.0, where: {mode: relay, speedup: ">= 2.1", measure: ratio}}
 """
@@ -36,7 +40,6 @@ import msgspec
 from relay.errors import BadRequest, RelayError
 
 if TYPE_CHECKING:
-    from experiments.workloads import Prompt
     from relay.family import Family
     from relay.program import Program
 
@@ -69,27 +72,50 @@ class Expected(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     where: dict[str, Any] = {}
 
 
+Workloads = dict[str, Any] | list[dict[str, Any]]
+Steps = list[Count | None]
+Seeds = Annotated[list[Seed], msgspec.Meta(min_length=1)]
+Watched = Annotated[int, msgspec.Meta(ge=0)]
+Unset = msgspec.UnsetType
+
+
+class Real(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What an experiment says otherwise where its families draw no scenes; what is left out stays as it is."""
+
+    description: str | Unset = msgspec.UNSET
+    workload: Workloads | Unset = msgspec.UNSET
+    steps: Steps | Unset = msgspec.UNSET
+    seeds: Seeds | Unset = msgspec.UNSET
+    metrics: list[Named] | Unset = msgspec.UNSET
+    baselines: list[Named] | Unset = msgspec.UNSET
+    links: list[Named] | Unset = msgspec.UNSET
+    deviation: Watched | Unset = msgspec.UNSET
+    times: Times | Unset | None = msgspec.UNSET
+    batch: Count | Unset = msgspec.UNSET
+
+
 class Experiment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One experiment, as written. `policy` and `load` are axes that nothing provides yet."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    workload: dict[str, Any] | list[dict[str, Any]]
+    workload: Workloads
     families: Annotated[list[str], msgspec.Meta(min_length=1)]
     programs: Annotated[list[Legs], msgspec.Meta(min_length=1)]
     description: str = ""
-    steps: list[Count | None] = msgspec.field(default_factory=lambda: [None])
+    steps: Steps = msgspec.field(default_factory=lambda: [None])
     matching: list[Literal["direct", "nearest", "exact"] | None] = msgspec.field(default_factory=lambda: [None])
     codec: list[Literal["fp32", "fp16", "bf16", "int8"] | None] = msgspec.field(default_factory=lambda: [None])
     conditioning: list[Literal["encode", "ship"] | None] = msgspec.field(default_factory=lambda: [None])
     guidance: list[float | tuple[float, float] | None] = msgspec.field(default_factory=lambda: [None])
-    seeds: Annotated[list[Seed], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [0])
+    seeds: Seeds = msgspec.field(default_factory=lambda: [0])
     metrics: list[Named] = msgspec.field(default_factory=lambda: ["scene"])
     baselines: list[Named] = []
     links: list[Named] = []
-    deviation: Annotated[int, msgspec.Meta(ge=0)] = 0
+    deviation: Watched = 0
     times: Times | None = Times()
     batch: Count = 50
     expected: list[Expected] = []
+    real: Real | None = None
     policy: Any = None
     load: Any = None
 
@@ -125,10 +151,37 @@ def read_experiment(path: Path) -> Experiment:
     return config
 
 
+def for_its_families(config: Experiment, where: str) -> tuple[Experiment, frozenset[str]]:
+    """The experiment as its families run it, and the keys that `real` replaced; nothing is left in `real`.
+
+    BadRequest where families that draw scenes and others are mixed, or where the scene judge is asked about the others.
+    """
+    from relay.family_spec import find_family
+
+    draw = {family: find_family(family).scenes for family in config.families}
+    others = [family for family, scenes in draw.items() if not scenes]
+    if others and len(others) < len(draw):
+        raise BadRequest(
+            f"{where}: `$.families` mixes {', '.join(f for f in draw if draw[f])}, prompted in the scene language, with"
+            f" {', '.join(others)}: their prompts and metrics differ, so run them apart"
+        )
+    said = config.real if others and config.real else Real()
+    replaced = {key: value for key in said.__struct_fields__ if (value := getattr(said, key)) is not msgspec.UNSET}
+    config = msgspec.structs.replace(config, **replaced, real=None)
+    for i, metric in enumerate(config.metrics):
+        if others and "scene" in (metric, metric.get("name") if isinstance(metric, dict) else None):
+            key = "real.metrics" if "metrics" in replaced else "metrics"
+            raise BadRequest(
+                f"{where}: `$.{key}[{i}]`: the scene judge knows scenes only, and {others[0]} draws other pictures: name"
+                " the workload and the metrics for such families under `real:`, as configs/experiments/rise.yaml does"
+            )
+    return config, frozenset(replaced)
+
+
 def config_hash(config: Experiment, families: dict[str, str]) -> str:
     """12 hex digits over all that fixes the rows: the config, and a digest of each family's weights."""
     fixed = msgspec.to_builtins(config)
-    for said in ("description", "expected"):
+    for said in ("description", "expected", "real"):  # `real` is in the other keys where it counts
         fixed.pop(said)
     text = msgspec.json.encode([fixed, families], order="sorted")
     return hashlib.blake2b(text, digest_size=6).hexdigest()
@@ -146,8 +199,11 @@ def weights_digest(family: Family) -> str:
     return digest.hexdigest()
 
 
-def programs_of(config: Experiment, family: Family, where: str) -> list[Program]:
-    """The programs that the grid's axes span for one family, each once, in the config's order."""
+def programs_of(config: Experiment, family: Family, where: str, known: bool = True) -> list[Program]:
+    """The programs that the grid's axes span for one family, each once, in the config's order.
+
+    `known`: whether the family's schedules are, so that a program given as text can be held against them.
+    """
     from relay.program import Program
     from relay.request import plan_program
 
@@ -156,7 +212,9 @@ def programs_of(config: Experiment, family: Family, where: str) -> list[Program]
         try:
             if legs.program is not None:
                 if legs.program.split("/")[0] == family.name:
-                    program = plan_program(family, None, None, program=Program.parse(legs.program))
+                    program = Program.parse(legs.program)
+                    if known:
+                        plan_program(family, None, None, program=program)
                     found[str(program)] = program
                 continue
             for asked in _spanned(config, legs, family):
@@ -190,14 +248,14 @@ def _key(program: Program) -> str:
     return str(program) if len(program.legs) > 1 else f"{program.family}/{program.legs[0]}/{program.guidance}"
 
 
-def units_of(config: Experiment, prompts: list[list[Prompt]]) -> list[Unit]:
-    """The run as units of work, in an order that does not depend on how it is split."""
+def units_of(config: Experiment, counts: list[int]) -> list[Unit]:
+    """The run as units of work, of so many prompts a workload, in an order that does not depend on how it is split."""
     units = []
     for f, family in enumerate(config.families):
-        for w, some in enumerate(prompts):
+        for w, count in enumerate(counts):
             for seed in config.seeds:
-                for first in range(0, len(some), config.batch):
-                    last = min(first + config.batch, len(some))
+                for first in range(0, count, config.batch):
+                    last = min(first + config.batch, count)
                     name = f"f{f}-{Path(family).stem}-w{w}-s{seed}-p{first:05d}"
                     units.append(Unit(name, family, w, seed, first, last))
     return units

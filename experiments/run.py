@@ -8,97 +8,23 @@ for each family: time every program at batch 1, interleaved; measure each member
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
 import torch
 
-from experiments.grid import SEED_STRIDE, Experiment, Unit, config_hash, programs_of, units_of, workload_specs
-from experiments.provenance import machine, provenance
+from experiments.grid import SEED_STRIDE, Unit, workload_specs
+from experiments.prepare import Prepared, prepare
+from experiments.provenance import machine
 from experiments.run_folder import begin
 from experiments.scoring import Drawn, draw_batch
-from relay.errors import BadRequest
-from relay.metrics import Metric, load_metric, score_all
+from relay.metrics import score_all
 from relay.pipeline import RelayPipeline
 from relay.program import Program
 from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_unit
 
-if TYPE_CHECKING:
-    from experiments.baselines.points import Point
-    from experiments.workloads import Prompt
-
-
-@dataclass
-class Prepared:
-    """All that a run needs, checked before its first step: a wrong key or a missing metric costs no time."""
-
-    config: Experiment
-    where: str
-    pipes: dict[str, RelayPipeline]
-    programs: dict[str, list[Program]]
-    prompts: list[list[Prompt]]
-    metrics: list[Metric]
-    points: dict[str, list[Point]]
-    hash: str
-    units: list[Unit]
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def prepare(config: Experiment, where: str, device: str | None = None, dtype: str | None = None) -> Prepared:
-    """Read families, prompts, metrics and baselines; BadRequest names file and key of whatever is wrong."""
-    from experiments.baselines import load_baseline
-    from experiments.baselines.points import points, totals_of
-    from experiments.grid import weights_digest
-    from experiments.timing import link_for
-    from experiments.workloads import load_workload
-
-    def keyed(key: str, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except BadRequest as error:
-            raise BadRequest(f"{where}: `$.{key}`: {error}") from None
-
-    metrics = [keyed(f"metrics[{i}]", partial(_named, load_metric, m)) for i, m in enumerate(config.metrics)]
-    for i, metric in enumerate(metrics):
-        if reason := metric.missing():
-            raise BadRequest(f"{where}: `$.metrics[{i}]`: {reason}")
-    baselines = [keyed(f"baselines[{i}]", partial(_named, load_baseline, b)) for i, b in enumerate(config.baselines)]
-    prompts = []
-    for i, spec in enumerate(workload_specs(config)):
-        prompts.append(keyed(f"workload[{i}]", partial(_prompts, load_workload, spec)))
-    pipes = {f: RelayPipeline.from_pretrained(f, device=device, torch_dtype=dtype) for f in config.families}
-    programs = {f: programs_of(config, pipe.family, where) for f, pipe in pipes.items()}
-    for pipe in pipes.values():
-        if pipe.family.spec.scenes:
-            from relay.request import check_texts
-
-            texts = [p.text for some in prompts for p in some]
-            keyed("workload", partial(check_texts, pipe.family, texts, []))
-    asked = {
-        f: [total or pipe.family.spec.members["large"].steps for total in config.steps] for f, pipe in pipes.items()
-    }
-    found = {
-        f: keyed("baselines", partial(points, baselines, pipe.family, totals_of(programs[f], asked[f])))
-        for f, pipe in pipes.items()
-    }
-    digests = {f: weights_digest(pipe.family) for f, pipe in pipes.items()}
-    prepared = Prepared(
-        config, where, pipes, programs, prompts, metrics, found, config_hash(config, digests),
-        units_of(config, prompts),
-    )  # fmt: skip
-    for i, entry in enumerate(config.links):
-        for pipe in pipes.values():  # a wrong link costs no time either; its scale is measured later
-            keyed(f"links[{i}]", partial(link_for, entry, pipe.family.spec, 1.0))
-    prepared.facts = {
-        "config": msgspec.to_builtins(config), "config_hash": prepared.hash, "weights": digests,
-        "programs": {f: [str(p) for p in some] for f, some in programs.items()}, "provenance": provenance(),
-        "baselines": {f: {b.name: b.applies(pipe.family) for b in baselines} for f, pipe in pipes.items()},
-    }  # fmt: skip
-    return prepared
+__all__ = ["Prepared", "prepare", "run"]
 
 
 def run(prepared: Prepared, folder: Path, shard: tuple[int, int] = (1, 1), progress: Any = None) -> None:
@@ -223,26 +149,3 @@ def store_images(folder: Path, images: torch.Tensor) -> list[str]:
 def _where_from(facts: dict[str, Any]) -> dict[str, str]:
     versions = " ".join(f"{name} {version}" for name, version in facts["versions"].items())
     return {"commit": facts["commit"], "versions": versions, "machine": machine(facts)}
-
-
-def _named(load: Callable[..., Any], entry: str | dict[str, Any]) -> Any:
-    if isinstance(entry, str):
-        return load(entry)
-    options = dict(entry)
-    if "name" not in options:
-        raise BadRequest(f"{entry} needs a name")
-    return load(options.pop("name"), **options)
-
-
-def _prompts(load_workload: Callable[..., Any], spec: dict[str, Any]) -> list[Prompt]:
-    options = dict(spec)
-    split, count, seed = (options.pop(key) for key in ("split", "count", "seed"))
-    if not isinstance(count, int) or count < 1:
-        raise BadRequest(f"count {count!r} is not a whole number of at least 1")
-    found = load_workload(options.pop("name"), **options).prompts(split, count, seed)
-    # Class by class in turn, so that any first part of a workload holds all classes alike.
-    classes: dict[str, list[Prompt]] = {}
-    for prompt in found:
-        classes.setdefault(prompt.complexity, []).append(prompt)
-    longest = max(map(len, classes.values()), default=0)
-    return [some[i] for i in range(longest) for some in classes.values() if i < len(some)]

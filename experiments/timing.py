@@ -22,7 +22,7 @@ from scheduler.message_sizes import Message, MessageSizes, bytes_sent, computed_
 
 if TYPE_CHECKING:
     from experiments.baselines.points import Point
-    from experiments.run import Prepared
+    from experiments.prepare import Prepared
     from relay.family import Family
     from relay.family_spec import FamilySpec
     from relay.pipeline import RelayOutput, RelayPipeline

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from relay.errors import BadRequest
+from relay.program import Program
 
 if TYPE_CHECKING:
     from experiments.baselines.base import Baseline, Setting
     from relay.family import Family
-    from relay.program import Program
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Point:
         if not re.search(rf"\bof {self.steps_total}\b", label):
             label = f"{label}, T = {self.steps_total}"
         return f"{self.baseline.name}[{label}]"
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Steps of each member per image, those that a cache makes cheaper counted whole; full-cloud's where it is not said."""
+        values = self.setting.values
+        taken = (
+            Program.parse(values["program"]).steps if "program" in values else {"large": self.steps_total, "small": 0}
+        )
+        return taken | {
+            "large": taken["large"] + values.get("kept", 0)
+        }  # img2img's large member goes on after its program
 
 
 def points(baselines: Sequence[Baseline], family: Family, totals: Sequence[int]) -> list[Point]:

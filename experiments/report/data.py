@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STAGES = ("encode_s", "large_s", "handoff_s", "transfer_s", "small_s", "decode_s", "return_s")
-MAIN_SCORE = "score_attributes"
+MAIN_SCORES = ("score_attributes", "score_clip_score")  # the first that a run has is what it is ranked by
 LATENCY = "latency, batch 1"
 NO_LINK = "none"
 HARD = "4"  # the complexity class that stands for a hard prompt: four objects
@@ -191,9 +191,9 @@ def _groups_of(shards: list[Run]) -> list[Group]:
 
 
 def main_score(outcomes: pl.DataFrame) -> str | None:
-    """The column that a report ranks by: `score_attributes`, else the first score there is."""
+    """The column that a report ranks by: one of MAIN_SCORES, else the first score there is."""
     scores = [c for c in outcomes.columns if c.startswith(SCORE) and outcomes[c].drop_nulls().len()]
-    return MAIN_SCORE if MAIN_SCORE in scores else next(iter(scores), None)
+    return next((score for score in (*MAIN_SCORES, *scores) if score in scores), None)
 
 
 def _group(

@@ -10,7 +10,7 @@ from scheduler.outcomes import SCORE
 
 
 def class_name(cls: str) -> str:
-    return {"1": "1 object"}.get(cls, f"{cls} objects" if cls.isdigit() else cls)
+    return {"1": "1 object", "?": "free text"}.get(cls, f"{cls} objects" if cls.isdigit() else cls)
 
 
 def score_name(column: str) -> str:

@@ -14,10 +14,8 @@ import pytest
 import yaml
 from tiny import write_family
 
-from experiments.baselines.base import Setting, as_result, call, full_cloud
 from experiments.cli import app
 from experiments.grid import read_experiment
-from experiments.report.data import read_groups
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 from nodes.cli import run as run_app
@@ -171,72 +169,6 @@ def test_times_say_their_measure_and_pay_for_what_is_sent(whole):
     relays = sent.filter(pl.col("program").str.contains("/small:") & pl.col("program").str.contains("/large:"))
     assert (relays["transfer_s"] > 0).all()
     assert set(whole.curves["batch"]) == {1, 2}
-
-
-class Same:
-    """A baseline of one's own that is full-cloud itself: what it is compared with must be full-cloud of the same T."""
-
-    name, paper, note = "same", "none", ""
-
-    def applies(self, family):
-        return None
-
-    def settings(self, family, steps=None):
-        return [Setting("as it is", {"program": str(full_cloud(family, steps))})]
-
-    def run(self, family, prompts, seeds, setting):
-        return as_result(call(family, prompts, seeds, setting.values["program"]))
-
-
-@pytest.fixture(scope="module")
-def two_lengths(config, tmp_path_factory):
-    """One family, T = 3 and 4, with baselines that end on either member."""
-    root = tmp_path_factory.mktemp("baselines")
-    path = changed(
-        config, root, families=[str(config.parent / "tiny-sdxl.yaml")], steps=[3, 4], codec=["fp16"], seeds=[0],
-        programs=[{"mode": "full-cloud"}, {"mode": "relay", "handoff": [2]}], deviation=0, links=["wifi"],
-        workload={"name": "file", "path": str(config.parent / "prompts.txt"), "split": "all", "count": 2},
-        baselines=["test_run:Same", "fewer-steps", "small-first", "img2img", "taylorseer", "relay+taylorseer"],
-        times={"repeats": 1, "curve": [1]},
-    )  # fmt: skip
-    run(prepare(read_experiment(path), str(path)), root / "run")
-    return open_run(root / "run")
-
-
-def test_baselines_are_run_for_every_t_and_compared_with_full_cloud_of_that_t(two_lengths):
-    frame = two_lengths.outcomes.filter(pl.col("method") != "program")
-    assert frame.group_by("method").agg(pl.col("steps_total").unique().sort())["steps_total"].to_list() == [[3, 4]] * 6
-    assert (frame.group_by("program").agg(pl.col("steps_total").n_unique())["steps_total"] == 1).all()
-    same = frame.filter(method="same")
-    assert set(same["program"]) == {"same[as it is, T = 3]", "same[as it is, T = 4]"}
-    assert same["score_apart"].to_list() == [0.0] * 4
-    assert "fewer-steps[2 of 3 steps]" in set(frame["program"])
-
-
-def test_the_report_sets_each_baseline_beside_full_cloud_of_its_t(two_lengths):
-    groups = {group.steps_total: group for group in read_groups([two_lengths])}
-    assert set(groups) == {3, 4}
-    for total, group in groups.items():
-        mine = two_lengths.outcomes.filter(pl.col("steps_total") == total)
-        assert {e.program for e in group.entries} == set(mine["program"])
-        assert all(e.latency for e in group.entries)
-
-
-def test_a_baseline_pays_for_what_it_sends(two_lengths):
-    over = two_lengths.times.filter(pl.col("link_kind") == "as given")
-    ways = {row["program"]: (row["transfer_s"], row["return_s"]) for row in over.iter_rows(named=True)}
-
-    def ways_of(start: str) -> set[tuple[float, float]]:
-        return {way for text, way in ways.items() if text.startswith(start)}
-
-    ((relay_transfer, relay_return),) = {way for text, way in ways.items() if "/large:4:0-2/small" in text}
-    ((full_transfer, full_return),) = {way for text, way in ways.items() if "/large:4:0-4/" in text}
-    assert relay_return == 0 == full_transfer
-    assert ways_of("fewer-steps[") == ways_of("taylorseer[") == ways_of("same[") == {(0.0, full_return)}
-    assert ways_of("relay+taylorseer[") == {(relay_transfer, 0.0)}
-    for ended_on_large in ("small-first[", "img2img["):
-        assert all(up == relay_transfer and back > 0 for up, back in ways_of(ended_on_large))
-    assert (over["end_to_end_s"] > over["transfer_s"] + over["return_s"]).all()
 
 
 def start_process(config: Path, folder: Path, before: str = "") -> subprocess.Popen:
