@@ -55,17 +55,16 @@ def evaluate(
 
 
 def programs_for(pipe: Any) -> dict[str, Program]:
-    """The rows of the table: both members alone, and relays at a half, a third and a quarter of the large member's steps."""
+    """The rows of the table: both members alone, relays at a half and a third of T, and two that are faster still, with
+    fewer steps of the small member (chosen on validation: docs/results/schedules.md)."""
     steps = pipe.family.spec.members["large"].steps
-    half, third, quarter = round(steps / 2), round(steps / 3), round(steps / 4)
+    half, third = round(steps / 2), round(steps / 3)
     return {
         "large alone (full-cloud)": pipe.plan(handoff=steps),
         "relay, s = T/2": pipe.plan(handoff=half),
         "relay, s = T/3": pipe.plan(handoff=third),
-        "relay, s = T/4": pipe.plan(handoff=quarter),
-        "relay, s = T/4, small steps halved": pipe.plan(
-            handoff=quarter, small_steps=(steps - quarter) // 2, matching="exact"
-        ),
+        "relay, s = 0.36 T, 6 small steps": pipe.plan(handoff=round(0.36 * steps), small_steps=6, matching="exact"),
+        "relay, s = 0.29 T, 6 small steps": pipe.plan(handoff=round(0.29 * steps), small_steps=6, matching="exact"),
         "small alone (edge-only)": pipe.plan(handoff=0),
     }
 
