@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest
+from relay.plugins import make
 
 if TYPE_CHECKING:
     from experiments.baselines.base import Baseline
@@ -35,13 +36,14 @@ _CACHES = {
     "text-kv-cache": "absent:TextKVCache",
 }
 NAMES = (*_PROGRAMS, *_CACHES, *(f"relay+{name}" for name in _CACHES))
-_MEMBERS = ("name", "paper", "note", "applies", "settings", "run")
 
 
 def load_baseline(name: str) -> Baseline:
     """A baseline by its name, or a class of one's own by `package.module:Class`. BadRequest where there is none."""
     if ":" in name:
-        return _own(name)
+        from experiments.baselines.base import Baseline
+
+        return make("baseline", name, Baseline, {})
     if name in _PROGRAMS:
         return _make(_PROGRAMS[name])
     relay, _, cache = name.rpartition("+")
@@ -56,17 +58,6 @@ def load_baseline(name: str) -> Baseline:
 def _make(where: str) -> Any:
     module, _, cls = where.partition(":")
     return getattr(import_module(f"{__name__}.{module}"), cls)()
-
-
-def _own(name: str) -> Any:
-    module, _, cls = name.partition(":")
-    try:
-        made = getattr(import_module(module), cls)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise BadRequest(f"baseline {name}: {error}") from None
-    if missing := [each for each in _MEMBERS if not hasattr(made, each)]:
-        raise BadRequest(f"baseline {name} lacks {', '.join(missing)}: see experiments.baselines.base.Baseline")
-    return made
 
 
 def table(family: Family, names: tuple[str, ...] = NAMES) -> str:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.workloads.prompts import generator
-from experiments.workloads.registry import build, load_own, named
+from experiments.workloads.registry import build, named
 from experiments.workloads.tables import read_numbers
 from relay.errors import BadRequest
+from relay.plugins import make
 
 Times = NDArray[np.float64]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -122,7 +123,7 @@ def load_arrivals(name_or_spec: str | Mapping[str, Any] | Arrivals, **options: A
         return name_or_spec
     name, options = named(name_or_spec, "arrivals", options)
     if ":" in name:
-        return load_own(name, "arrivals", Arrivals, options)
+        return make("arrival process", name, Arrivals, options)
     return build(ARRIVALS, name, "arrivals", options)
 
 

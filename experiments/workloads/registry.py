@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from experiments.workloads.prompts import Workload
 from experiments.workloads.scenes import Scenes
 from experiments.workloads.texts import PRESETS, Dataset, File
 from relay.errors import BadRequest
+from relay.plugins import make
 
 # Built-in name -> the options it stands for and the class that checks them.
 WORKLOADS: dict[str, tuple[type, dict[str, Any]]] = {
@@ -32,7 +32,7 @@ def load_workload(name_or_spec: str | Mapping[str, Any] | Workload, **options: A
         return name_or_spec
     name, options = named(name_or_spec, "workload", options)
     if ":" in name:
-        return load_own(name, "workload", Workload, options)
+        return make("workload", name, Workload, options)
     return build(WORKLOADS, name, "workload", options)
 
 
@@ -58,17 +58,3 @@ def build(known: dict[str, tuple[type, dict[str, Any]]], name: str, kind: str, o
         return msgspec.convert(own_name | preset | plain, what)
     except msgspec.ValidationError as error:
         raise BadRequest(f"{kind} {name}: {error}") from None
-
-
-def load_own(name: str, kind: str, protocol: type, options: dict[str, Any]) -> Any:
-    """An instance of the class that `package.module:Class` names; refused where it is not what the protocol asks for."""
-    module, _, attribute = name.partition(":")
-    try:
-        maker: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        made = maker(**options)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise BadRequest(f"{kind} {name}: {error}") from None
-    if not isinstance(made, protocol):
-        wanted = ", ".join(sorted(each for each in dir(protocol) if not each.startswith("_")))
-        raise BadRequest(f"{kind} {name} is none: it must have {wanted}")
-    return made

@@ -6,13 +6,12 @@ lacks before anything is loaded; models are loaded at the first `score`.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from relay.errors import BadRequest, RelayError
 from relay.metrics.missing import MissingModel
+from relay.plugins import make
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,25 +54,9 @@ class Metric(Protocol):
 def load_metric(name: str, **options: Any) -> Metric:
     """A metric by its name or as `package.module:Class`, made with the options; loads no model."""
     where = BUILTIN.get(name, name)
-    module, _, attribute = where.partition(":")
-    if not attribute:
+    if ":" not in where:
         raise BadRequest(f"no metric is called '{name}'; metrics: {', '.join(BUILTIN)}, or package.module:Class")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadRequest(f"the metric {name} cannot be imported: {error}; metrics here: {', '.join(BUILTIN)}") from None
-    try:
-        inspect.signature(cls).bind(**options)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(cls).parameters) or "none"
-        raise BadRequest(f"metric {name}: {error}; its options: {known}") from None
-    except ValueError:  # a class without a signature to look at
-        pass
-    metric = cls(**options)
-    lacking = [a for a in ("name", "columns", "needs_reference", "missing", "score") if not hasattr(metric, a)]
-    if lacking:
-        raise BadRequest(f"{name} is not a metric: it has no {', '.join(lacking)} (see relay.metrics.Metric)")
-    return metric
+    return make("metric", name, Metric, options, where)
 
 
 def score_all(
