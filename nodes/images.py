@@ -11,21 +11,56 @@ from relay.errors import BadRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 KEY = "relay"
 
 
 def save_png(image: Image, path: Path, parameters: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        image.save(partial, format="PNG", pnginfo=_info(parameters))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all, and is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def to_image(pixels: Tensor) -> Image:
+    """A PIL picture of (3, H, W) in 0..1, rounded as diffusers rounds."""
+    from PIL import Image
+
+    return Image.fromarray((pixels.permute(1, 2, 0).cpu().float().numpy() * 255).round().astype("uint8"))
+
+
+def png_bytes(image: Image, parameters: dict[str, Any]) -> bytes:
+    """The file that `save_png` would write."""
+    import io
+
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=_info(parameters))
+    return buffer.getvalue()
+
+
+def _info(parameters: dict[str, Any]) -> Any:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_itxt(KEY, json.dumps(parameters, ensure_ascii=False))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image.save(partial, format="PNG", pnginfo=info)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    return info
 
 
 def open_image(path: Path) -> Image:

@@ -27,7 +27,7 @@ from relay.errors import RelayError
 
 MAGIC, MAJOR, MINOR = b"RELAY", 1, 0
 _HEAD = struct.Struct("<5sHH")
-MAX_HEADER = 1 << 20  # bytes of frame 1
+MAX_HEADER = 1 << 20  # bytes of frame 1; decoded it takes at most some 80 times as much (an empty list per byte)
 MAX_PAYLOAD = 256 << 20  # bytes of one payload: a latent of 4096 x 4096 with its embeddings, and room
 MAX_FRAMES = 2 + 4
 
@@ -36,6 +36,10 @@ ROLES = ("gateway", "edge", "device", "client")
 
 class MessageRefused(RelayError):
     """Bytes that are no message of this version, or one that its sender may not send; the text says which."""
+
+
+class ForeignVersion(MessageRefused):
+    """A message of another major version."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -60,7 +64,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float = 0.0
 
 
-class Register(Message, tag="register"):
+class Register(Message, frozen=True, kw_only=True, tag="register"):
     """Node -> gateway, first and after every cut: what it holds and where its data socket is (edges only)."""
 
     senders: ClassVar = ("edge", "device")
@@ -75,9 +79,10 @@ class Register(Message, tag="register"):
     startup_s: float = 0.0
     memory_bytes: int = 0
     running: tuple[tuple[str, int], ...] = ()  # (job, attempt) it still works on
+    checkpoints: bool = True  # whether it may send them (a device only if its config asks)
 
 
-class Registered(Message, tag="registered"):
+class Registered(Message, frozen=True, kw_only=True, tag="registered"):
     """Gateway -> node: taken in. Jobs that it works on and that are not wanted any more are cancelled after this."""
 
     senders: ClassVar = ("gateway",)
@@ -95,7 +100,7 @@ class PeerStats(msgspec.Struct, frozen=True, kw_only=True):
     bytes_received: int = 0
 
 
-class Heartbeat(Message, tag="heartbeat"):
+class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Node -> gateway, from a loop of its own: what the compute loop really does now."""
 
     senders: ClassVar = ("edge", "device")
@@ -113,14 +118,14 @@ class Heartbeat(Message, tag="heartbeat"):
     peers: dict[str, PeerStats] = {}
 
 
-class HeartbeatSeen(Message, tag="heartbeat-seen"):
+class HeartbeatSeen(Message, frozen=True, kw_only=True, tag="heartbeat-seen"):
     """Gateway -> node: gives the node its round trip, by its own clock."""
 
     senders: ClassVar = ("gateway",)
     sequence: int
 
 
-class Leaving(Message, tag="leaving"):
+class Leaving(Message, frozen=True, kw_only=True, tag="leaving"):
     """Node -> gateway: no new work, please; sent when it drains. `done`: nothing is left, it goes."""
 
     senders: ClassVar = ("edge", "device")
@@ -136,7 +141,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     noise     drawn from the seed
     fetch     asked for at the data socket `address` of the edge `node` (the gateway's own for a checkpoint)
-    put       the sender dials this edge and puts it there
+    put       the node `node` with key `key` dials this edge and puts it there
     held      this very node has it from the stretch before
     """
 
@@ -146,7 +151,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""  # CURVE public key of `address`, empty in plain text
 
 
-class Assign(Message, tag="assign"):
+class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     """Gateway -> node: walk the legs first..last of a program (and decode after the last leg).
 
     `attempt` counts placements of the job: an answer to an older one is stale. `put_to`: dial that edge and put the
@@ -166,13 +171,15 @@ class Assign(Message, tag="assign"):
     last_leg: int
     source: Source
     put_to: Source | None = None
+    next_key: str = ""  # whose connection may fetch the latent that this stretch ends with
     deadline_s: float | None = None  # left when this was sent
     checkpoint_every: int = 0  # steps; 0: never
     preview_every: int = 0
+    degraded: bool = False  # another program finishes what the first one began: its latent may name that one
     keep_image: bool = False  # the asker sits on this node: the picture stays there, the report travels
 
 
-class Taken(Message, tag="taken"):
+class Taken(Message, frozen=True, kw_only=True, tag="taken"):
     """Node -> gateway: accepted into its queue."""
 
     senders: ClassVar = ("edge", "device")
@@ -180,7 +187,7 @@ class Taken(Message, tag="taken"):
     attempt: int
 
 
-class Busy(Message, tag="busy"):
+class Busy(Message, frozen=True, kw_only=True, tag="busy"):
     """Node -> gateway: its queue is full."""
 
     senders: ClassVar = ("edge", "device")
@@ -189,7 +196,7 @@ class Busy(Message, tag="busy"):
     retry_after_s: float
 
 
-class Progress(Message, tag="progress"):
+class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     """Node -> gateway: a stage was entered, or `step` of `of` steps of leg `leg` are done.
 
     `spent_s`: seconds that the stage which has ended took, by the node's own clock.
@@ -198,7 +205,8 @@ class Progress(Message, tag="progress"):
     senders: ClassVar = ("edge", "device")
     job: str
     attempt: int
-    stage: str  # queued | encoding | waiting | denoising | sending | decoding
+    stage: str  # queued | encoding | waiting | denoising | sending | ready | sent | decoding | done
+    left: str = ""  # the stage that has ended
     leg: int = 0
     step: int = 0
     of: int = 0
@@ -207,7 +215,7 @@ class Progress(Message, tag="progress"):
     bytes: int = 0
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """Node -> gateway: it cannot go on. `kind`: refused (the request's fault), broken (the node's), or lost (a peer's)."""
 
     senders: ClassVar = ("edge", "device")
@@ -217,8 +225,8 @@ class Failed(Message, tag="failed"):
     reason: str
 
 
-class Cancel(Message, tag="cancel"):
-    """Gateway -> node: drop it at the next step boundary, and what is kept of it."""
+class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
+    """Gateway -> node: stop working on it at the next step boundary. Handoffs that are kept stay until `Release`."""
 
     senders: ClassVar = ("gateway",)
     job: str
@@ -226,14 +234,23 @@ class Cancel(Message, tag="cancel"):
     reason: str = ""
 
 
-class Release(Message, tag="release"):
+class Release(Message, frozen=True, kw_only=True, tag="release"):
     """Gateway -> node: the job has ended, kept handoffs may go."""
 
     senders: ClassVar = ("gateway",)
     job: str
 
 
-class Drain(Message, tag="drain"):
+class Allow(Message, frozen=True, kw_only=True, tag="allow"):
+    """Gateway -> edge: the kept latent before leg `leg` may be fetched by the node with this key."""
+
+    senders: ClassVar = ("gateway",)
+    job: str
+    leg: int
+    key: str
+
+
+class Drain(Message, frozen=True, kw_only=True, tag="drain"):
     """Gateway or client -> node, client -> gateway: finish or hand on what runs within `limit_s`, then stop."""
 
     senders: ClassVar = ("gateway", "client")
@@ -244,7 +261,7 @@ class Drain(Message, tag="drain"):
 # --- bulk ---
 
 
-class Fetch(Message, tag="fetch"):
+class Fetch(Message, frozen=True, kw_only=True, tag="fetch"):
     """Whoever walks on -> whoever has the latent, data socket: answered with `Latent` as soon as it is there."""
 
     senders: ClassVar = ("edge", "device")
@@ -253,7 +270,7 @@ class Fetch(Message, tag="fetch"):
     leg: int
 
 
-class Latent(Message, tag="latent"):
+class Latent(Message, frozen=True, kw_only=True, tag="latent"):
     """The answer to `Fetch`, or a put. Payload: one handoff (relay.handoff, which proves itself)."""
 
     senders: ClassVar = ("edge", "device", "gateway")
@@ -263,7 +280,7 @@ class Latent(Message, tag="latent"):
     leg: int
 
 
-class Embeddings(Message, tag="embeddings"):
+class Embeddings(Message, frozen=True, kw_only=True, tag="embeddings"):
     """Edge -> the walker of a later leg, once and ahead of the latent: embeddings of a program that ships conditioning.
     Payload: as relay.handoff writes conditioning."""
 
@@ -273,7 +290,7 @@ class Embeddings(Message, tag="embeddings"):
     attempt: int
 
 
-class Checkpoint(Message, tag="checkpoint"):
+class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
     """Node -> gateway, data socket, at low priority. Payload: one handoff under way (latent, sigmas, index)."""
 
     senders: ClassVar = ("edge", "device")
@@ -284,7 +301,7 @@ class Checkpoint(Message, tag="checkpoint"):
     index: int
 
 
-class Preview(Message, tag="preview"):
+class Preview(Message, frozen=True, kw_only=True, tag="preview"):
     """Node -> gateway, data socket. Payload: a small PNG of what the latent shows."""
 
     senders: ClassVar = ("edge", "device")
@@ -295,7 +312,7 @@ class Preview(Message, tag="preview"):
     step: int
 
 
-class Result(Message, tag="result"):
+class Result(Message, frozen=True, kw_only=True, tag="result"):
     """Node -> gateway, data socket: the picture (payload: PNG; none with `keep_image`) and how it came about."""
 
     senders: ClassVar = ("edge", "device")
@@ -307,7 +324,7 @@ class Result(Message, tag="result"):
     report: dict[str, Any]
 
 
-class Seen(Message, tag="seen"):
+class Seen(Message, frozen=True, kw_only=True, tag="seen"):
     """The receiver of a `Latent`, `Checkpoint` or `Result` has it. Times across hosts come from these, by the sender's
     clock: send to seen, less the round trip, over the bytes is a throughput."""
 
@@ -319,7 +336,7 @@ class Seen(Message, tag="seen"):
     index: int = 0
 
 
-class NotHere(Message, tag="not-here"):
+class NotHere(Message, frozen=True, kw_only=True, tag="not-here"):
     """The answer to a `Fetch` or an embedding of a job that is not known here (any more)."""
 
     senders: ClassVar = ("edge", "gateway")
@@ -331,57 +348,66 @@ class NotHere(Message, tag="not-here"):
 # --- askers: `relay submit`, a device's own user ---
 
 
-class Submit(Message, tag="submit"):
+class Submit(Message, frozen=True, kw_only=True, tag="submit"):
     """Client or device -> gateway (client -> device for its own user): one request of `images` pictures."""
 
     senders: ClassVar = ("client", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     request: dict[str, Any]  # nodes.requests.ImageRequest
     idempotency_key: str | None = None
 
 
-class Accepted(Message, tag="accepted"):
+class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
     """It is in the ledger: it will end in pictures or an error."""
 
     senders: ClassVar = ("gateway", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     request: str
     jobs: tuple[str, ...]
 
 
-class Refused(Message, tag="refused"):
-    """It is not done, and why. `status` is HTTP's; `retry_after_s` where trying again makes sense."""
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """It is not done, and why. `status` is HTTP's; `retry_after_s` where trying again makes sense. `what`, `job`, `ref`:
+    of the message that is refused, as far as they could be read."""
 
     senders: ClassVar = ("gateway", "edge", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     reason: str
     status: int = 400
     retry_after_s: float | None = None
+    what: str = ""  # its name on the wire
+    job: str = ""
 
 
-class Ask(Message, tag="ask"):
+class Ask(Message, frozen=True, kw_only=True, tag="ask"):
     """Client or device -> gateway: something to read (`what`: job, image, status, trace, jobs), answered by `Told`."""
 
     senders: ClassVar = ("client", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     what: str
     job: str = ""
     wait_s: float = 0.0  # for a job: answer when it ends or this is over
 
 
-class CancelJob(Message, tag="cancel-job"):
+class CancelJob(Message, frozen=True, kw_only=True, tag="cancel-job"):
     """Asker -> gateway."""
 
     senders: ClassVar = ("client", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     job: str
 
 
-class Told(Message, tag="told"):
+class Told(Message, frozen=True, kw_only=True, tag="told"):
     """The answer to `Ask`. Payload: the image where that was asked for."""
 
     senders: ClassVar = ("gateway", "device")
     payloads: ClassVar = (0, 1)
+    ref: int = 0  # the asker's number of this question, which its answer repeats
     what: str
     value: Any = None
 
 
-class Probe(Message, tag="probe"):
+class Probe(Message, frozen=True, kw_only=True, tag="probe"):
     """Anyone -> anyone, `relay doctor --peer`: comes back as `Probed` with as many payload bytes as it brought."""
 
     senders: ClassVar = ("client", "edge", "device", "gateway")
@@ -389,7 +415,7 @@ class Probe(Message, tag="probe"):
     sequence: int
 
 
-class Probed(Message, tag="probed"):
+class Probed(Message, frozen=True, kw_only=True, tag="probed"):
     """The answer to `Probe`."""
 
     senders: ClassVar = ("gateway", "edge", "device")
@@ -400,7 +426,7 @@ class Probed(Message, tag="probed"):
 
 
 Any_ = Union[  # noqa: UP007  # a tagged union for msgspec
-    Register, Registered, Heartbeat, HeartbeatSeen, Leaving, Assign, Taken, Busy, Progress, Failed, Cancel, Release, Drain,
+    Register, Registered, Heartbeat, HeartbeatSeen, Leaving, Assign, Taken, Busy, Progress, Failed, Cancel, Release, Allow, Drain,
     Fetch, Latent, Embeddings, Checkpoint, Preview, Result, Seen, NotHere, Submit, Accepted, Refused, Ask, CancelJob, Told,
     Probe, Probed,
 ]  # fmt: skip
@@ -410,10 +436,12 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 def encode(message: Message, payloads: Sequence[bytes | memoryview] = ()) -> list[bytes | memoryview]:
-    """The frames of a message. Payloads are passed through, not copied."""
+    """The frames of a message. Payloads are passed through, not copied. MessageRefused if `decode` would refuse its size."""
     low, high = type(message).payloads
     assert low <= len(payloads) <= high, f"{type(message).__name__} with {len(payloads)} payloads"
-    return [_HEAD.pack(MAGIC, MAJOR, MINOR), _ENCODER.encode(message), *payloads]
+    header = _ENCODER.encode(message)
+    _check_sizes(header, payloads)
+    return [_HEAD.pack(MAGIC, MAJOR, MINOR), header, *payloads]
 
 
 def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, list[bytes | memoryview]]:
@@ -425,13 +453,10 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, list[bytes | 
         raise MessageRefused("not a relay message")
     _, major, minor = _HEAD.unpack(head)
     if major != MAJOR:
-        raise MessageRefused(
+        raise ForeignVersion(
             f"the peer speaks version {major}.{minor}, this node {MAJOR}.{MINOR}: upgrade the older one"
         )
-    if len(header) > MAX_HEADER:
-        raise MessageRefused(f"a header of {len(header)} bytes is over the limit of {MAX_HEADER}")
-    if any(len(payload) > MAX_PAYLOAD for payload in payloads):
-        raise MessageRefused(f"a payload is over the limit of {MAX_PAYLOAD} bytes")
+    _check_sizes(header, payloads)
     try:
         message: Message = _DECODER.decode(header)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -442,6 +467,20 @@ def decode(frames: Sequence[bytes | memoryview]) -> tuple[Message, list[bytes | 
     return message, payloads
 
 
+def _check_sizes(header: bytes | memoryview, payloads: Sequence[bytes | memoryview]) -> None:
+    if len(header) > MAX_HEADER:
+        raise MessageRefused(f"a header of {len(header)} bytes is over the limit of {MAX_HEADER}")
+    for payload in payloads:
+        if len(payload) > MAX_PAYLOAD:
+            raise MessageRefused(f"a payload of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}")
+
+
 def name_of(message: Message) -> str:
     """Its name on the wire."""
     return str(type(message).__struct_config__.tag)
+
+
+def seen_of(message: Latent | Checkpoint | Result) -> Seen:
+    """What acknowledges it."""
+    leg, index = getattr(message, "leg", 0), getattr(message, "index", 0)
+    return Seen(job=message.job, attempt=message.attempt, what=name_of(message), leg=leg, index=index)

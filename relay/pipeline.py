@@ -118,10 +118,10 @@ class RelayPipeline:
         noise = draw_noise(self.family, job, num_images_per_prompt, generator, seed, latents)
         on_step = self._stepper(job, callback_on_step_end)
 
-        cond = self._encode(job)
+        cond = self.encode(job)
         latent, sigmas = self._walk(job, 0, noise, cond, None, on_step)
         for k in range(1, len(job.program.legs)):
-            received = self._over_the_wire(job, self._pack(job, k, latent, sigmas, cond))
+            received = self.over_the_wire(job, self.pack(job, k, latent, sigmas, cond))
             if deviation:
                 reference = self._reference(job, k, received, cond)
             latent, sigmas = self._walk(job, k, received.latent, cond, received, on_step, trace := IntensityTrace())
@@ -146,9 +146,9 @@ class RelayPipeline:
         if len(job.program.legs) == 1:
             raise BadRequest(f"{job.program.mode} has one leg and hands nothing over: choose a handoff between 0 and T")
         noise = draw_noise(self.family, job, num_images_per_prompt, generator, seed, None)
-        cond = self._encode(job)
+        cond = self.encode(job)
         latent, sigmas = self._walk(job, 0, noise, cond, None, self._stepper(job, callback_on_step_end))
-        return self._pack(job, 1, latent, sigmas, cond)
+        return self.pack(job, 1, latent, sigmas, cond)
 
     @torch.inference_mode()
     def finish(
@@ -162,12 +162,12 @@ class RelayPipeline:
         job = Job(program, list(handoff.prompts), handoff.negative_prompts, size, list(handoff.seeds))
         check_texts(self.family, job.prompts, job.negatives or [])
         on_step = self._stepper(job, callback_on_step_end, handoff.leg_index)
-        cond = handoff.conditioning or self._encode(job)
-        received = handoff if handoff.received else self._over_the_wire(job, handoff)
+        cond = handoff.conditioning or self.encode(job)
+        received = handoff if handoff.received else self.over_the_wire(job, handoff)
         latent, sigmas = received.latent, received.sigmas_walked
         for k in range(handoff.leg_index, len(program.legs)):
             if k > handoff.leg_index:
-                received = self._over_the_wire(job, self._pack(job, k, latent, sigmas, cond))
+                received = self.over_the_wire(job, self.pack(job, k, latent, sigmas, cond))
             latent, sigmas = self._walk(job, k, received.latent, cond, received, on_step)
         return self._output(job, latent, output_type)
 
@@ -200,7 +200,7 @@ class RelayPipeline:
 
     # --- stages ---
 
-    def _encode(self, job: Job) -> Conditioning:
+    def encode(self, job: Job) -> Conditioning:
         with job.timed("encode"):
             return self.family.text.encode(job.prompts, job.negatives, job.guided, job.size)
 
@@ -216,7 +216,7 @@ class RelayPipeline:
     ) -> tuple[torch.Tensor, list[float]]:
         """Leg k from noise (`received` None) or from a handoff; the receiver does the sigma matching."""
         leg = job.program.legs[k]
-        sigmas = self._leg_sigmas(job, k, received)
+        sigmas = self.leg_sigmas(job, k, received)
         done = received.index if received is not None and received.under_way else 0
         denoiser = self.family.denoiser(leg.member)
         report = on_step(k, sigmas[done:])
@@ -232,7 +232,7 @@ class RelayPipeline:
             )
         return latent, sigmas
 
-    def _leg_sigmas(self, job: Job, k: int, received: Handoff | None) -> list[float]:
+    def leg_sigmas(self, job: Job, k: int, received: Handoff | None) -> list[float]:
         schedules = self.family.schedules(job.size)
         if received is None:
             return sigma_matching.leg_sigmas(job.program, k, schedules, None)
@@ -244,12 +244,12 @@ class RelayPipeline:
         """The large member going on from the very latent, over the very sigmas, that the small one is given."""
         trace = IntensityTrace()
         walk_leg(
-            self.family.denoiser("large"), received.latent, self._leg_sigmas(job, k, received), cond,
+            self.family.denoiser("large"), received.latent, self.leg_sigmas(job, k, received), cond,
             job.program.guidance[k - 1], member="large", on_step=trace.record,
         )  # fmt: skip
         return trace
 
-    def _pack(self, job: Job, k: int, latent: torch.Tensor, sigmas: list[float], cond: Conditioning) -> Handoff:
+    def pack(self, job: Job, k: int, latent: torch.Tensor, sigmas: list[float], cond: Conditioning) -> Handoff:
         ship = job.program.conditioning == "ship"
         return Handoff(
             program=str(job.program),
@@ -269,7 +269,7 @@ class RelayPipeline:
             conditioning_fingerprint=self.family.conditioning_fingerprint if ship else None,
         )
 
-    def _over_the_wire(self, job: Job, handoff: Handoff) -> Handoff:
+    def over_the_wire(self, job: Job, handoff: Handoff) -> Handoff:
         with job.timed("handoff"):
             data = handoff.to_bytes()
             job.handoff_bytes += len(data)

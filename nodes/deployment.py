@@ -1,0 +1,125 @@
+"""A deployment as YAML: one gateway and its nodes; the same file starts all of them on one machine or one on each of two.
+
+name: simulation
+keys: keys                          # folder of CURVE keys; without it plain text, on loopback only
+gateway:
+  control: tcp://127.0.0.1:5600
+  data: tcp://127.0.0.1:5601
+  http: 127.0.0.1:8000
+  store: runs/service
+  policy: least-finish-time
+  offer: [{family: mini-sd3, handoff: 10, small_steps: 6}]
+nodes:
+  edge-1: {role: edge, data: tcp://127.0.0.1:5611, families: {mini-sd3: [large]}}
+  phone: {role: device, families: {mini-sd3: [small]}, link: wifi, pace: 2}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from relay.errors import BadRequest
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key that nobody reads is a mistake."""
+
+
+class Offer(_Strict, frozen=True, kw_only=True):
+    """A program on offer where a request leaves the choice: the words of `relay generate`."""
+
+    family: str
+    mode: str | None = None
+    steps: int | None = None
+    handoff: int | None = None
+    small_steps: int | None = None
+    codec: str | None = None
+    matching: str | None = None
+    conditioning: str | None = None
+    program: str | None = None
+
+
+class GatewayConfig(_Strict, frozen=True, kw_only=True):
+    control: str = "tcp://127.0.0.1:5600"
+    data: str = "tcp://127.0.0.1:5601"
+    http: str | None = "127.0.0.1:8000"
+    store: str = "runs/service"
+    policy: str | dict[str, Any] = "least-finish-time"
+    offer: Annotated[list[Offer], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: [Offer(family="mini-sd3")]
+    )
+    queue: Count = 1000  # jobs that may be open
+    deadline_s: Positive = 300.0  # of a request that says none
+    heartbeat_s: Positive = 0.5
+    checkpoint_every: Annotated[int, msgspec.Meta(ge=0)] = 5  # steps; 0: never
+    checkpoint_mb: Positive = 256.0
+    tries: Count = 6
+    degrade_after_s: Positive = 2.0  # without a node that could go on
+    keep_hours: Positive = 24.0
+    tokens: str | None = None  # a file of bearer tokens, `TOKEN TENANT` a line
+    prompts_in_logs: Literal["on", "hash", "off"] = "hash"
+    advertise_data: str | None = None  # the data address as nodes dial it, where `data` binds to a wildcard
+
+
+class NodeConfig(_Strict, frozen=True, kw_only=True):
+    role: Literal["edge", "device"]
+    families: Annotated[dict[str, list[str]], msgspec.Meta(min_length=1)]
+    data: str | None = None  # edges: where their data socket binds
+    advertise: str | None = None  # as others dial it, where `data` binds to a wildcard
+    local: str | None = None  # devices: loopback socket of their own user
+    threads: Count = 1
+    batch: Count = 8
+    queue: Count = 64
+    pace: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    device: str | None = None
+    dtype: str | None = None
+    link: str | dict[str, Any] | None = None  # emulated, between this node and all others
+    battery: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None  # in place of what psutil reads
+    pad: dict[str, int] | None = None  # data messages padded to these sizes: latent, image, embeddings
+    checkpoints: bool | None = None  # default: edges do, devices do not
+    drain_s: Positive = 30.0
+    routes: dict[str, str] = {}  # address -> the one to dial instead (an emulated link)
+
+
+class Deployment(_Strict, frozen=True, kw_only=True):
+    gateway: GatewayConfig = GatewayConfig()
+    nodes: dict[Name, NodeConfig] = {}
+    name: str = "deployment"
+    keys: str | None = None
+    gateway_key: str | None = None  # the gateway's public key, where `keys` is not at hand
+    allow_plain_text: bool = False
+
+
+def read_deployment(path: Path) -> Deployment:
+    """BadRequest names file and key."""
+    try:
+        found = msgspec.yaml.decode(path.read_bytes(), type=Deployment, strict=False)
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: {error}") from None
+    for name, node in found.nodes.items():
+        if name == "gateway":
+            raise BadRequest(f"{path}: `$.nodes.gateway`: the gateway is no node: choose another name")
+        if (node.role == "edge") != (node.data is not None):
+            raise BadRequest(f"{path}: `$.nodes.{name}`: an edge needs a data address, and a device has none")
+        if node.role == "device" and any("large" in members for members in node.families.values()):
+            raise BadRequest(f"{path}: `$.nodes.{name}`: a device holds small members; an edge holds large ones")
+    return found
+
+
+def node_of(deployment: Deployment, name: str | None, role: str, path: Path) -> tuple[str, NodeConfig]:
+    """The node that a process shall be: by name, or the only one of its role."""
+    mine = {n: config for n, config in deployment.nodes.items() if config.role == role}
+    if name is None and len(mine) == 1:
+        name = next(iter(mine))
+    if name is None or name not in mine:
+        raise BadRequest(f"{path}: --name must be one of its {role} nodes: {', '.join(mine) or 'it has none'}")
+    return name, mine[name]

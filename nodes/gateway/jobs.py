@@ -1,0 +1,115 @@
+"""One job: a picture that was accepted and will end, and what is known of it while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodes.gateway.requests import ImageRequest
+from nodes.stages import Stage, advance
+from relay.program import Program
+from scheduler.policy import Action, Decision
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a job can go on: before leg `leg`, `index` steps into it (0: at its start), and who has the latent there."""
+
+    leg: int
+    index: int
+    holder: str  # a node's name, or "gateway" for a checkpoint
+
+    @property
+    def reached(self) -> tuple[int, int]:
+        return self.leg, self.index
+
+
+@dataclass
+class Stretch:
+    """Consecutive legs on one node."""
+
+    node: str
+    first: int
+    last: int
+    done: bool = False
+
+
+@dataclass
+class Job:
+    """Times are monotonic seconds of this process."""
+
+    id: str
+    request_id: str
+    number: int
+    tenant: str
+    seed: int
+    request: ImageRequest
+    accepted: float
+    deadline: float
+    programs: list[Program]  # what it may be served with, in the order of preference; one if it was fixed
+    attempt: int
+    stage: Stage = Stage.ACCEPTED
+    program: Program | None = None  # of the attempt under way
+    decision: Decision | None = None
+    stretches: list[Stretch] = field(default_factory=list)
+    points: dict[str, Point] = field(default_factory=dict)  # by holder, of the program under way
+    placed_on: dict[int, set[str]] = field(default_factory=dict)  # attempt -> nodes: whose results count
+    tries: int = 0
+    not_before: float = 0.0  # of the next try
+    moved: float = 0.0  # when anything was last heard of it
+    degraded: bool = False
+    leg: int = 0
+    step: int = 0
+    of: int = 0
+    steps_paid: int = 0  # steps that nodes took for it, more than the program's where work was done twice
+    error: str | None = None
+    status: int = 200  # HTTP's, of the error
+    retry_after: float | None = None
+    report: dict[str, Any] | None = None
+    image: str | None = None
+    preview: bytes | None = None
+    history: list[str] = field(default_factory=list)  # what went wrong on the way, for the report
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    watchers: set[asyncio.Queue[dict[str, Any]]] = field(default_factory=set)
+
+    def enter(self, stage: Stage) -> None:
+        self.stage = advance(self.stage, stage)
+        self.moved = time.monotonic()
+
+    @property
+    def action(self) -> Action | None:
+        return self.decision.action if self.decision else None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.request.width or 0, self.request.height or 0  # filled in when it was planned
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def best_point(self, alive: set[str]) -> Point | None:
+        """The farthest point whose holder is there."""
+        here = [p for p in self.points.values() if p.holder == "gateway" or p.holder in alive]
+        return max(here, key=lambda p: p.reached, default=None)
+
+    def nodes(self) -> set[str]:
+        return {stretch.node for stretch in self.stretches}
+
+    def told(self) -> dict[str, Any]:
+        """Its state as `/v1/jobs/ID` shows it."""
+        return {
+            "id": self.id, "request": self.request_id, "number": self.number, "stage": str(self.stage), "seed": self.seed,
+            "program": str(self.program) if self.program else None, "attempt": self.attempt, "nodes": sorted(self.nodes()),
+            "leg": self.leg, "step": self.step, "of": self.of, "degraded": self.degraded, "error": self.error,
+            "report": self.report,
+        }  # fmt: skip
+
+    def tell(self, event: str, **values: Any) -> None:
+        """To whoever watches; one who does not read loses the oldest."""
+        for watcher in self.watchers:
+            if watcher.full():
+                watcher.get_nowait()
+            watcher.put_nowait({"event": event, **self.told(), **values})

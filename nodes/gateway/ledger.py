@@ -1,0 +1,260 @@
+"""The ledger: every accepted request and how it ended, in SQLite, before anyone is told.
+
+One thread writes. Whatever waits for it goes into one transaction (WAL, synchronous FULL), so accepting many requests
+costs one sync to disk and the event loop never waits for a disk. A request is acknowledged only after its commit; an end
+is answered only after its commit. A full disk fails the commit: what was not accepted is refused, an end is kept and
+tried again by the caller.
+
+Times are wall-clock seconds for people; deadlines live in the process by its monotonic clock, and what was left of one
+is recomputed from `accepted_at` after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from relay.errors import RelayError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS requests (
+    id TEXT PRIMARY KEY, tenant TEXT NOT NULL, idempotency_key TEXT, body TEXT NOT NULL, accepted_at REAL NOT NULL,
+    UNIQUE (tenant, idempotency_key)
+);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, request TEXT NOT NULL REFERENCES requests(id), number INTEGER NOT NULL, tenant TEXT NOT NULL,
+    seed INTEGER NOT NULL, stage TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, program TEXT, nodes TEXT, error TEXT,
+    report TEXT, image TEXT, ended_at REAL
+);
+CREATE INDEX IF NOT EXISTS open_jobs ON jobs(stage) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS ended_jobs ON jobs(ended_at);
+CREATE TABLE IF NOT EXISTS events (job TEXT NOT NULL, at REAL NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, data TEXT);
+CREATE INDEX IF NOT EXISTS events_of ON events(job);
+"""
+
+
+class LedgerUnwritable(RelayError):
+    """The disk did not take a commit; nothing of it happened."""
+
+
+class OpenJob(NamedTuple):
+    """A job that had not ended when the process did."""
+
+    id: str
+    request: str
+    number: int
+    tenant: str
+    seed: int
+    attempt: int
+    nodes: list[str]  # of that attempt
+    body: dict[str, Any]
+    accepted_at: float
+
+
+class Ledger:
+    """All methods that return an awaitable are done, on disk, when it is."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._orders: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any] | None, Future[Any]]] = (
+            queue.SimpleQueue()
+        )
+        try:
+            with self._connect() as db:
+                db.executescript(_SCHEMA)
+                row = db.execute("SELECT value FROM meta WHERE key = 'boots'").fetchone()
+                self.boot = int(row[0]) + 1 if row else 1
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('boots', ?)", (str(self.boot),))
+                db.commit()
+        except sqlite3.Error as error:
+            raise LedgerUnwritable(f"{path}: {error}") from None
+        self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
+        self._thread.start()
+
+    # --- what the gateway says ---
+
+    def accept(
+        self, request: str, tenant: str, key: str | None, body: dict[str, Any], jobs: list[tuple[str, int]]
+    ) -> asyncio.Future[tuple[str, list[str]]]:
+        """Record a request and its jobs (id, seed). With an idempotency key that is known, the earlier request and its
+        jobs are returned and nothing is recorded: the caller compares ids."""
+
+        def order(db: sqlite3.Connection) -> tuple[str, list[str]]:
+            if key is not None:
+                found = db.execute(
+                    "SELECT id FROM requests WHERE tenant = ? AND idempotency_key = ?", (tenant, key)
+                ).fetchone()
+                if found:
+                    rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", found).fetchall()
+                    return found[0], [row[0] for row in rows]
+            db.execute("INSERT INTO requests VALUES (?,?,?,?,?)", (request, tenant, key, json.dumps(body), time.time()))
+            db.executemany(
+                "INSERT INTO jobs (id, request, number, tenant, seed, stage) VALUES (?,?,?,?,?,'accepted')",
+                [(job, request, i, tenant, seed) for i, (job, seed) in enumerate(jobs)],
+            )
+            return request, [job for job, _ in jobs]
+
+        return self._ask(order)
+
+    def placed(self, job: str, attempt: int, program: str, nodes: list[str]) -> asyncio.Future[None]:
+        return self._ask(
+            lambda db: (
+                db.execute(
+                    "UPDATE jobs SET stage = 'placed', attempt = ?, program = ? WHERE id = ? AND ended_at IS NULL",
+                    (attempt, program, job),
+                )
+                and None
+            )
+        )
+
+    def end(
+        self,
+        job: str,
+        stage: str,
+        *,
+        error: str | None = None,
+        report: dict[str, Any] | None = None,
+        image: str | None = None,
+    ) -> asyncio.Future[bool]:
+        """True where this is what ended it; False where it had ended before, which changes nothing."""
+
+        def order(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE jobs SET stage = ?, error = ?, report = ?, image = ?, ended_at = ? WHERE id = ? AND ended_at IS NULL",
+                (stage, error, json.dumps(report) if report else None, image, time.time(), job),
+            )
+            return changed.rowcount == 1
+
+        return self._ask(order)
+
+    def note(self, events: list[tuple[str, float, str, str, dict[str, Any]]]) -> asyncio.Future[None]:
+        """Rows of the timeline: job, wall-clock time, node, what, data."""
+        rows = [(job, at, node, what, json.dumps(data)) for job, at, node, what, data in events]
+        return self._ask(lambda db: db.executemany("INSERT INTO events VALUES (?,?,?,?,?)", rows) and None)
+
+    def forget(self, before: float) -> asyncio.Future[list[str]]:
+        """Drop requests whose jobs all ended before that time; the image files that nobody names any more."""
+
+        def order(db: sqlite3.Connection) -> list[str]:
+            old = "SELECT request FROM jobs GROUP BY request HAVING SUM(ended_at IS NULL) = 0 AND MAX(ended_at) < ?"
+            images = db.execute(f"SELECT image FROM jobs WHERE image NOT NULL AND request IN ({old})", (before,))
+            found = [row[0] for row in images.fetchall()]
+            db.execute(f"DELETE FROM events WHERE job IN (SELECT id FROM jobs WHERE request IN ({old}))", (before,))
+            requests = db.execute(old, (before,)).fetchall()
+            db.executemany("DELETE FROM jobs WHERE request = ?", requests)
+            db.executemany("DELETE FROM requests WHERE id = ?", requests)
+            return found
+
+        return self._ask(order)
+
+    # --- what it remembers ---
+
+    def open_jobs(self) -> list[OpenJob]:
+        """Jobs that have not ended, oldest first."""
+        with self._connect() as db:
+            rows = db.execute(
+                "SELECT j.id, j.request, j.number, j.tenant, j.seed, j.attempt, j.nodes, r.body, r.accepted_at FROM jobs j"
+                " JOIN requests r ON r.id = j.request WHERE j.ended_at IS NULL ORDER BY r.accepted_at, j.number"
+            ).fetchall()
+        return [
+            OpenJob(
+                id=row[0], request=row[1], number=row[2], tenant=row[3], seed=row[4], attempt=row[5],
+                nodes=json.loads(row[6] or "[]"), body=json.loads(row[7]), accepted_at=row[8],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def job(self, job: str) -> dict[str, Any] | None:
+        with self._connect() as db:
+            db.row_factory = sqlite3.Row
+            row = db.execute(
+                "SELECT j.*, r.accepted_at, r.body FROM jobs j JOIN requests r ON r.id = j.request WHERE j.id = ?",
+                (job,),
+            ).fetchone()
+        return dict(row) if row else None
+
+    def jobs_of(self, request: str) -> list[str]:
+        with self._connect() as db:
+            rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", (request,)).fetchall()
+        return [row[0] for row in rows]
+
+    def events_of(self, job: str) -> list[dict[str, Any]]:
+        with self._connect() as db:
+            rows = db.execute(
+                "SELECT at, node, what, data FROM events WHERE job = ? ORDER BY at, rowid", (job,)
+            ).fetchall()
+        return [{"at": at, "node": node, "what": what, **json.loads(data or "{}")} for at, node, what, data in rows]
+
+    def counts(self) -> dict[str, int]:
+        with self._connect() as db:
+            return dict(db.execute("SELECT stage, COUNT(*) FROM jobs GROUP BY stage").fetchall())
+
+    def close(self) -> None:
+        """What was ordered is written first."""
+        self._orders.put((None, Future()))
+        self._thread.join(timeout=10)
+
+    # --- the thread ---
+
+    def _connect(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _ask(self, order: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
+        future: Future[Any] = Future()
+        self._orders.put((order, future))
+        return asyncio.wrap_future(future)
+
+    def _write(self) -> None:
+        db = self._connect()
+        while True:
+            orders = [self._orders.get()]
+            while not self._orders.empty() and len(orders) < 256:
+                orders.append(self._orders.get())
+            stop = any(order is None for order, _ in orders)
+            self._together(db, [(order, future) for order, future in orders if order is not None])
+            if stop:
+                db.close()
+                return
+
+    def _together(
+        self, db: sqlite3.Connection, orders: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]
+    ) -> None:
+        """One transaction for all; where it fails, each alone, so that one bad order spoils no other."""
+        if not orders:
+            return
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            found = [order(db) for order, _ in orders]
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if len(orders) > 1:
+                for each in orders:
+                    self._together(db, [each])
+                return
+            found = []
+            _settle(orders[0][1], error=LedgerUnwritable(f"the ledger {self.path.name} cannot be written: {error}"))
+        for (_, future), value in zip(orders, found, strict=False):
+            _settle(future, value)
+
+
+def _settle(future: Future[Any], value: Any = None, error: Exception | None = None) -> None:
+    if future.set_running_or_notify_cancel():
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
