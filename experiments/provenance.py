@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from relay.files import write_atomically
+
 
 def provenance() -> dict[str, Any]:
     import diffusers
@@ -72,8 +74,9 @@ def write_result(out: Path, title: str, text: str, families: dict[str, Any]) -> 
     facts = provenance()
     body = f"{text}\n{footer(facts)}\n"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(f"# {title}\n\n{body}")
-    out.with_suffix(".json").write_text(json.dumps({"families": families, "provenance": facts}, indent=1) + "\n")
+    write_atomically(out, f"# {title}\n\n{body}")
+    data = json.dumps({"families": families, "provenance": facts}, indent=1)
+    write_atomically(out.with_suffix(".json"), data + "\n")
     Console().print(body, soft_wrap=True, highlight=False)
 
 

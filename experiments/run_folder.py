@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest, RelayError
+from relay.files import replacing, write_atomically
 from scheduler.outcomes import TABLES, image_path, read_table
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise BadRequest(f"{folder} is not empty and holds no run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(facts, indent=1) + "\n")
+    write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
 
 def merge(out: Path, shards: list[Path]) -> Run:
@@ -94,17 +94,6 @@ def merge(out: Path, shards: list[Path]) -> Run:
                 target = out / source.relative_to(run.folder)
                 if source.suffix != ".part" and not target.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-                    shutil.copyfile(source, partial)
-                    partial.replace(target)
+                    with replacing(target) as partial:
+                        shutil.copyfile(source, partial)
     return Run(out)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A text file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest
+from relay.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -17,26 +17,14 @@ KEY = "relay"
 
 
 def save_png(image: Image, path: Path, parameters: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as partial:
         image.save(partial, format="PNG", pnginfo=_info(parameters))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """A file that appears whole or not at all, and is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, data, sync=True)
 
 
 def to_image(pixels: Tensor) -> Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest
+from relay.files import write_atomically
 
 if TYPE_CHECKING:
     from relay.pipeline import RelayOutput, RelayPipeline
@@ -100,9 +101,7 @@ def write_report(path: Path, entries: list[dict[str, Any]], pipe: RelayPipeline)
         "diffusers": diffusers.__version__,
     }
     machine |= {"relay": version(), "threads": torch.get_num_threads(), "processor": platform.machine()}
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps({"images": entries, "dtype": pipe.dtype, "machine": machine}, indent=1) + "\n")
-    partial.replace(path)
+    write_atomically(path, json.dumps({"images": entries, "dtype": pipe.dtype, "machine": machine}, indent=1) + "\n")
 
 
 def version() -> str:

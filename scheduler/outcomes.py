@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+
+from relay.files import write_atomically
 
 TABLES = ("outcomes", "times", "curves")
 SCORE = "score_"
@@ -118,14 +119,9 @@ def write_unit(folder: Path, table: str, unit: str, rows: Sequence[dict[str, Any
     frame = pl.DataFrame([{key: row.get(key) for key in schema} for row in rows], schema=schema)
     path = unit_path(folder, table, unit)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        buffer = io.BytesIO()  # a full disk is then an OSError with its reason, whatever the writer makes of it
-        frame.write_parquet(buffer)
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    buffer = io.BytesIO()  # a full disk is then an OSError with its reason, whatever the writer makes of it
+    frame.write_parquet(buffer)
+    write_atomically(path, buffer.getbuffer())
 
 
 def read_table(folders: Path | Iterable[Path], table: str) -> pl.DataFrame:

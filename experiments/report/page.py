@@ -14,7 +14,8 @@ from experiments.report.data import Group, read_groups
 from experiments.report.labels import short_link
 from experiments.report.sections import Section, all_sections
 from experiments.report.tables import summary_rows
-from experiments.run_folder import Run, open_run, write_whole
+from experiments.run_folder import Run, open_run
+from relay.files import write_atomically
 
 HERE = Path(__file__).parent
 
@@ -32,13 +33,13 @@ def write_report(folders: Sequence[Path], out: Path | None = None, title: str | 
     figures.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for chart in section.charts:
-            (figures / f"{chart.name}.png").write_bytes(chart.png)
+            write_atomically(figures / f"{chart.name}.png", chart.png)
             if chart.rows:
                 _write_csv(figures / f"{chart.name}.csv", chart.rows)
         for grid in section.grids:
-            (figures / f"pictures-{grid.slug}.png").write_bytes(grid.sheet)
+            write_atomically(figures / f"pictures-{grid.slug}.png", grid.sheet)
     _write_csv(figures / "summary.csv", [row for group in groups for row in summary_rows(group)])
-    write_whole(target / "report.html", render(title or _title(runs), runs, groups, sections))
+    write_atomically(target / "report.html", render(title or _title(runs), runs, groups, sections))
     return target / "report.html"
 
 
@@ -115,4 +116,4 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, out.getvalue())
+    write_atomically(path, out.getvalue())

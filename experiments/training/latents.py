@@ -7,7 +7,6 @@ are stored (fp16). Both families share it, since they share the VAE. Shards are 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor
 
+from relay.files import replacing
 from relay.scenes.language import Scene
 from relay.scenes.render import render
 from relay.scenes.sampling import DATA_VERSION, sample_scene, split_of
@@ -41,9 +41,9 @@ class Latents:
             scenes, rng = shard_scenes(self.seed, number, self.shard)
             path = self.folder / f"{self.seed}-{number:04d}.pt"
             if not path.exists():
-                partial = path.with_suffix(f".{os.getpid()}.part")
-                torch.save(self._encode(scenes, rng), partial)
-                partial.replace(path)
+                latents = self._encode(scenes, rng)
+                with replacing(path) as partial:
+                    torch.save(latents, partial)
             self.scenes += scenes
             self.shards.append(torch.load(path, weights_only=True))
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.training.budget import Budget
+from relay.files import replacing
 
 
 class Task(Protocol):
@@ -205,9 +206,8 @@ def _save(path: Path, task: Task, optimizers, average, step: int, spent: float) 
         "average": {k: m.state_dict() for k, m in average.items()},
         "optimizers": [o.state_dict() for o in optimizers],
     }
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def _resume(path: Path, task: Task, optimizers, average, device) -> tuple[int, float]:  # noqa: ANN001

@@ -11,6 +11,7 @@ from nodes import options as opt
 from nodes.results import describe, image_paths, save_result
 from nodes.session import load_pipeline, step_progress
 from relay.errors import BadRequest, HandoffRefused
+from relay.files import write_atomically
 
 
 def start(
@@ -56,9 +57,7 @@ def start(
             prompt, seed=first_seed, num_images_per_prompt=num_images, callback_on_step_end=advance, **call
         )
     data = made.to_bytes()
-    partial = out.with_name(out.name + ".part")
-    partial.write_bytes(data)
-    partial.replace(out)
+    write_atomically(out, data)
     print(
         f"{out}  {len(data)} B  at sigma {made.sigma:.4g}  seed {first_seed}  next: relay finish {out} --out FILE.png"
     )
