@@ -152,9 +152,11 @@ class Compute(threading.Thread):
         """Load, take one real step of every member and one decode: only then is the node what it says it is."""
         import msgspec
 
+        from nodes.session import quiet_libraries
         from relay.engine import StepEngine
         from relay.pipeline import RelayPipeline
 
+        quiet_libraries()
         holdings = []
         for family, members in self.families.items():
             self.doing = f"loading {family}"

@@ -60,7 +60,7 @@ class Depot:
             self.drop(*each)
         for table in (self._allowed, self._waiting):
             for each in [k for k in table if k[0] == job]:
-                table.pop(each)  # type: ignore[attr-defined]
+                table.pop(each)
 
     def stale(self, seconds: float) -> list[tuple[str, int, Waiting]]:
         """Those who have waited that long for what nobody here works on; they are forgotten."""

@@ -27,7 +27,8 @@ from relay.errors import RelayError
 
 MAGIC, MAJOR, MINOR = b"RELAY", 1, 0
 _HEAD = struct.Struct("<5sHH")
-MAX_HEADER = 1 << 20  # bytes of frame 1; decoded it takes at most some 80 times as much (an empty list per byte)
+# Bytes of frame 1. Decoding takes up to 80 times as much memory (an empty list per byte), and the garbage collector's time.
+MAX_HEADER = 1 << 18
 MAX_PAYLOAD = 256 << 20  # bytes of one payload: a latent of 4096 x 4096 with its embeddings, and room
 MAX_FRAMES = 2 + 4
 
@@ -254,6 +255,7 @@ class Drain(Message, frozen=True, kw_only=True, tag="drain"):
     """Gateway or client -> node, client -> gateway: finish or hand on what runs within `limit_s`, then stop."""
 
     senders: ClassVar = ("gateway", "client")
+    ref: int = 0  # a client's number of this question
     node: str
     limit_s: float
 
@@ -471,8 +473,13 @@ def _check_sizes(header: bytes | memoryview, payloads: Sequence[bytes | memoryvi
     if len(header) > MAX_HEADER:
         raise MessageRefused(f"a header of {len(header)} bytes is over the limit of {MAX_HEADER}")
     for payload in payloads:
-        if len(payload) > MAX_PAYLOAD:
-            raise MessageRefused(f"a payload of {len(payload)} bytes is over the limit of {MAX_PAYLOAD}")
+        if (size := size_of(payload)) > MAX_PAYLOAD:
+            raise MessageRefused(f"a payload of {size} bytes is over the limit of {MAX_PAYLOAD}")
+
+
+def size_of(frame: bytes | memoryview) -> int:
+    """Bytes of a frame; `len` counts the elements of a memoryview, whatever their size."""
+    return frame.nbytes if isinstance(frame, memoryview) else len(frame)
 
 
 def name_of(message: Message) -> str:

@@ -135,6 +135,31 @@ class Dispatcher:
         if kept and json.loads(kept["body"]) != body:
             raise Refusal("this idempotency key was used for another request", 409)
 
+    def told(self, job_id: str, tenant: str) -> dict[str, Any] | None:
+        """A job's state, open or ended, for the tenant that it belongs to; None for any other."""
+        import json
+
+        if (job := self.jobs.get(job_id)) is not None:
+            return job.told() if job.tenant == tenant else None
+        kept = self.ledger.job(job_id)
+        if kept is None or kept["tenant"] != tenant:
+            return None
+        report = json.loads(kept["report"]) if kept["report"] else None
+        names = ("id", "request", "number", "stage", "seed", "program", "error", "image")
+        return {name: kept[name] for name in names} | {
+            "report": report,
+            "degraded": bool(report and report["degraded"]),
+        }
+
+    async def forgotten_by(self, name: str) -> None:
+        """A node came back as a new process: what it had is gone, though no heartbeat was missed."""
+        for job in list(self.jobs.values()):
+            job.points.pop(name, None)
+            if job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING) and any(
+                stretch.node == name and not stretch.done for stretch in job.stretches
+            ):
+                await self.recover(job, f"node {name} was restarted")
+
     async def cancel(self, job: Job, reason: str = "cancelled by its asker") -> None:
         await self._end(job, Stage.CANCELLED, error=reason, status=499)
 

@@ -20,13 +20,12 @@ BENCH_S, BENCH_MOST_S = 2.0, 60.0
 
 @dataclass
 class Node:
-    """`identity`: where its control socket answers; `key`: what its connection proved."""
+    """`identity`: its control connection, another one after each cut; `key`: what its connections prove."""
 
     name: str
     role: str
     key: str
     identity: bytes
-    data_identity: bytes | None
     register: Register
     heard: float
     heartbeat: Heartbeat | None = None
@@ -58,7 +57,7 @@ class Registry:
     def register(self, said: Register, role: str, key: str, identity: bytes) -> Node:
         """Take a node in, or again. A name belongs to the key that holds it while it is alive."""
         before = self.nodes.get(said.name)
-        node = Node(said.name, role, key, identity, None, said, time.monotonic())
+        node = Node(said.name, role, key, identity, said, time.monotonic())
         if before is not None and before.register.session == said.session:
             node.jobs, node.strikes, node.benched_until = before.jobs, before.strikes, before.benched_until
             node.benchings, node.done, node.failed = before.benchings, before.done, before.failed
@@ -71,8 +70,8 @@ class Registry:
         node = self.nodes.get(name)
         return node is not None and node.key != key and self.alive(node)
 
-    def by_identity(self, identity: bytes) -> Node | None:
-        return next((node for node in self.nodes.values() if node.identity == identity), None)
+    def by_key(self, key: str) -> Node | None:
+        return next((node for node in self.nodes.values() if node.key == key), None)
 
     def alive(self, node: Node) -> bool:
         return time.monotonic() - node.heard < DEAD_AFTER * self.heartbeat_s

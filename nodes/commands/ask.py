@@ -1,0 +1,241 @@
+"""`relay submit | status | trace | drain`: talking to a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from relay.errors import BadRequest, RelayError
+
+if TYPE_CHECKING:
+    from nodes.asker import Asker
+
+DEFAULT = "tcp://127.0.0.1:5600"
+Gateway = Annotated[str, typer.Option(metavar="ADDR", help="The gateway's control address.")]
+Key = Annotated[Path | None, typer.Option(help="Your secret key (relay keygen); plain text without.")]
+GatewayKey = Annotated[Path | None, typer.Option(help="The gateway's public key file, with --key.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def submit(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    gateway: Gateway = DEFAULT,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    family: Annotated[str | None, typer.Option(help="Default: what the gateway's policy chooses.")] = None,
+    mode: Annotated[str | None, typer.Option(help="full-cloud | relay | edge-only.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="T")] = None,
+    handoff: Annotated[int | None, typer.Option(metavar="S", help="Steps the large member takes.")] = None,
+    small_steps: Annotated[int | None, typer.Option(metavar="N")] = None,
+    program: Annotated[str | None, typer.Option(help="A whole program in its text form.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Image i uses seed + i; default: a random one, reported.")] = None,
+    images: Annotated[int, typer.Option(help="How many pictures.")] = 1,
+    preference: Annotated[float, typer.Option(help="0 asks for quality, 1 for speed.")] = 0.5,
+    deadline_ms: Annotated[int | None, typer.Option(help="End in an error if it is not done by then.")] = None,
+    allow_degraded: Annotated[
+        bool | None,
+        typer.Option(help="Whether another program may finish when a node dies; default: only if nothing was fixed."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait for the pictures; else print the jobs' ids.")] = True,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a gateway for pictures and fetch them.
+
+    Example: relay submit "a red heart at the top left" --handoff 10 --small-steps 6 --family mini-sd3
+    """
+    said = {
+        "prompt": prompt, "family": family, "mode": mode, "steps": steps, "handoff": handoff, "small_steps": small_steps,
+        "program": program, "seed": seed, "images": images, "preference": preference, "deadline_ms": deadline_ms,
+        "allow_degraded": allow_degraded,
+    }  # fmt: skip
+    request = {name: value for name, value in said.items() if value is not None}
+
+    async def main(asker: Asker) -> None:
+        accepted = await asker.submit(request)
+        if not wait:
+            print(json.dumps(accepted.jobs) if as_json else "\n".join(accepted.jobs))
+            return
+        failed = None
+        for job in accepted.jobs:
+            told = await asker.wait(job, (deadline_ms or 3600_000) / 1000 + 10)
+            if told["stage"] == "done":
+                path = await _save(asker, job, out)
+                print(json.dumps(told | {"file": str(path)}) if as_json else _line(told, path))
+            else:
+                failed = f"job {job}: {told['stage']}: {told['error']}"
+        if failed:
+            raise RelayError(failed)
+
+    _ask(gateway, key, gateway_key, main)
+
+
+async def _save(asker: Asker, job: str, out: Path) -> Path:
+    told, png = await asker.image(job)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{job}-{told['seed']}.png"
+    path.write_bytes(png)
+    return path
+
+
+def _line(told: dict[str, Any], path: Path) -> str:
+    report = told["report"]
+    taken = " + ".join(f"{n} {member}" for member, n in report["steps"].items() if n)
+    degraded = ", degraded: another program finished" if told.get("degraded") else ""
+    return f"{path}  {taken} steps on {', '.join(report['nodes'])}  {report['seconds']:.2f} s  seed {told['seed']}{degraded}"
+
+
+def status(
+    gateway: Gateway = DEFAULT,
+    watch: Annotated[bool, typer.Option("--watch", help="Again every second, until Ctrl-C.")] = False,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a gateway and its nodes really do now."""
+
+    async def main(asker: Asker) -> None:
+        if as_json:
+            print(json.dumps(await asker.status(), indent=1))
+            return
+        from rich.console import Console
+
+        console = Console(width=None if watch else max(Console().width, 140))
+        if not watch:
+            console.print(_status_table(await asker.status()))
+            return
+        from rich.live import Live
+
+        with Live(_status_table(await asker.status()), console=console, refresh_per_second=4) as live:
+            while True:
+                await asyncio.sleep(1)
+                live.update(_status_table(await asker.status()))
+
+    _ask(gateway, key, gateway_key, main)
+
+
+def _status_table(told: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    stages = ", ".join(f"{n} {stage}" for stage, n in told["stages"].items()) or "none"
+    counted = ", ".join(f"{n} {what}" for what, n in sorted(told["counters"].items())) or "nothing yet"
+    who = f"{told['gateway']} {told['version']}, up {told['up_s']:.0f} s, policy {told['policy']}"
+    title = f"{who}; open jobs: {stages}; {counted}"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for column in (
+        "node",
+        "role",
+        "state",
+        "doing",
+        "jobs",
+        "battery",
+        "pace",
+        "memory",
+        "round trip",
+        "done",
+        "last error",
+    ):
+        table.add_column(column)
+    for node in told["nodes"]:
+        pace = f"{node['pace']:g}x emulated" if node["emulated"] else "own"
+        trip = "?" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1000:.1f} ms"
+        battery = "" if node["battery"] is None else f"{node['battery']:.0%}"
+        cells = [
+            node["name"],
+            node["role"],
+            node["state"],
+            node["doing"],
+            f"{node['running']} + {node['queued']}",
+            battery,
+        ]
+        cells += [pace, f"{node['memory_bytes'] / 1e6:.0f} MB", trip, str(node["done"]), node["last_error"] or ""]
+        table.add_row(*cells)
+    return table
+
+
+def trace(
+    job: Annotated[str, typer.Argument(metavar="JOB")],
+    gateway: Gateway = DEFAULT,
+    chrome: Annotated[
+        Path | None, typer.Option(help="Write Chrome trace JSON here (chrome://tracing, Perfetto).")
+    ] = None,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+    as_json: Json = False,
+) -> None:
+    """Show one job's timeline over all nodes."""
+
+    async def main(asker: Asker) -> None:
+        events = await asker.trace(job)
+        if chrome is not None:
+            from nodes.trace import chrome_trace
+
+            chrome.write_text(json.dumps(chrome_trace(job, events)))
+            print(chrome)
+        elif as_json:
+            print(json.dumps(events, indent=1))
+        else:
+            started = events[0]["at"] if events else time.time()
+            for event in events:
+                shown = {k: v for k, v in event.items() if k not in ("at", "node", "what") and v not in ("", 0, 0.0)}
+                more = ", ".join(f"{k} {v}" for k, v in shown.items())
+                    f"{k} {v}" for k, v in event.items() if k not in ("at", "node", "what") and v not in ("", 0, 0.0)
+                )
+                print(f"{event['at'] - started:8.3f} s  {event['node']:<12} {event['what']:<10} {more}")
+
+    _ask(gateway, key, gateway_key, main)
+
+
+def cancel(
+    job: Annotated[str, typer.Argument(metavar="JOB")],
+    gateway: Gateway = DEFAULT,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+) -> None:
+    """Cancel an open job."""
+
+    async def main(asker: Asker) -> None:
+        await asker.cancel(job)
+        print(f"{job} cancelled")
+
+    _ask(gateway, key, gateway_key, main)
+
+
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE")],
+    gateway: Gateway = DEFAULT,
+    limit: Annotated[
+        float, typer.Option(metavar="S", help="Then it goes, whatever runs; the gateway places that elsewhere.")
+    ] = 30.0,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+) -> None:
+    """Let a node finish what it has and go; it gets nothing new. For rolling upgrades."""
+
+    async def main(asker: Asker) -> None:
+        await asker.drain(node, limit)
+        print(f"{node} drains, {limit:g} s at most")
+
+    _ask(gateway, key, gateway_key, main)
+
+
+def _ask(gateway: str, key: Path | None, gateway_key: Path | None, main: Callable[[Asker], Awaitable[None]]) -> None:
+    from nodes.asker import Asker
+    from nodes.keys import Credentials, Peer, load_public, load_secret
+
+    if (key is None) != (gateway_key is None):
+        raise BadRequest("--key and --gateway-key go together: yours, and the one the gateway must prove")
+    mine = load_secret(key) if key else Credentials.plain_text("client", "client")
+    server = load_public(gateway_key) if gateway_key else Peer(name="gateway", role="gateway")
+
+    async def ask() -> None:
+        async with Asker(gateway, mine, server) as asker:
+            await main(asker)
+
+    asyncio.run(ask())

@@ -1,0 +1,303 @@
+"""A node's bulk traffic, all of it on data sockets: latents in and out, checkpoints, results.
+
+    fetch      dial whoever has the latent, ask, ask again after a time-out, until it comes or its job is cancelled
+    serve      answer those who fetch from this edge, at once or as soon as it is there
+    put        a device dials the edge that walks on
+    deliver    results, again and again until the gateway says that it has them
+    checkpoint the newest of each job, one at a time, and only while no result waits
+
+Each send that is acknowledged (`Seen`) gives the peer's throughput, and the next time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from nodes.depot import EMBEDDINGS, Depot
+from nodes.messages import (
+    Allow,
+    Assign,
+    Checkpoint,
+    Fetch,
+    Latent,
+    Message,
+    NotHere,
+    Preview,
+    Result,
+    Seen,
+    Source,
+)
+from nodes.transport import CONNECTED, Client, SendFailed, Server
+
+log = logging.getLogger("relay.node")
+Key = tuple[str, int]
+GIVE_UP_S = 8.0  # a peer that cannot be reached for so long is lost, as far as a job is concerned
+ASK_AGAIN_S = 2.0  # a question may be lost with the connection that it went by
+UNKNOWN_S = 5.0  # a fetch may come before the assignment that it belongs to
+
+
+class Lost(Exception):
+    """A latent cannot be had from, or given to, the node that a job named."""
+
+
+class Exchange:
+    """`dial(address, key)` makes a client to a data socket; `gateway` is the one to the gateway's."""
+
+    def __init__(
+        self, gateway: Client, gateway_address: str, dial: Callable[[str, str], Client], server: Server | None
+    ):
+        self.gateway, self.gateway_address, self.dial, self.server = gateway, gateway_address, dial, server
+        self.depot = Depot()
+        self.clients: dict[str, Client] = {gateway_address: gateway}
+        self.results: OrderedDict[Key, tuple[Result, list[bytes]]] = OrderedDict()
+        self.checkpoints: OrderedDict[str, tuple[Message, bytes]] = OrderedDict()
+        self.work = asyncio.Event()
+        self._latents: dict[tuple[str, int], asyncio.Future[bytes | memoryview]] = {}
+        self._seen: dict[tuple[str, int, str, int, int], asyncio.Future[None]] = {}
+        self._readers: dict[str, asyncio.Task[None]] = {}
+        self._puts: dict[tuple[str, int], tuple[str, asyncio.Future[bytes | memoryview]]] = {}
+        self._early: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
+        self._on_their_way: dict[tuple[str, int, bytes], float] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
+
+    # --- in ---
+
+    async def obtain(self, assign: Assign, leg: int) -> bytes | memoryview:
+        """The latent before leg `leg` (or the job's embeddings), from where the assignment says. Lost otherwise."""
+        source = assign.source
+        if source.kind == "held":
+            if (data := self.depot.get(assign.job, leg)) is None:
+                raise Lost("the latent that was kept here is gone")
+            return data
+        if source.kind == "put":
+            return await self._wait_for_put(assign, leg)
+        return await self._fetch(assign, source, leg)
+
+    async def _fetch(self, assign: Assign, source: Source, leg: int) -> bytes | memoryview:
+        client = await self._client(source)
+        key = (assign.job, leg)
+        future = self._latents.setdefault(key, asyncio.get_running_loop().create_future())
+        question = Fetch(job=assign.job, attempt=assign.attempt, leg=leg)
+        out_of_reach = time.monotonic()
+        try:
+            while True:
+                await _sent(client.send(question))
+                with contextlib.suppress(TimeoutError):
+                    data = await asyncio.wait_for(asyncio.shield(future), ASK_AGAIN_S)
+                    await _sent(client.send(Seen(job=assign.job, attempt=assign.attempt, what="latent", leg=leg)))
+                    return data
+                if client.state.kind == CONNECTED:
+                    out_of_reach = time.monotonic()
+                elif time.monotonic() - out_of_reach > GIVE_UP_S:
+                    why = client.state.reason or client.state.kind
+                    raise Lost(f"node {source.node} cannot be reached: {why}")
+        finally:
+            self._latents.pop(key, None)
+
+    async def _wait_for_put(self, assign: Assign, leg: int) -> bytes | memoryview:
+        key = (assign.job, leg)
+        early = self._early.pop(key, None)
+        if early is not None and early[0] == assign.source.key:
+            return early[1]
+        future: asyncio.Future[bytes | memoryview] = asyncio.get_running_loop().create_future()
+        self._puts[key] = assign.source.key, future
+        try:
+            return await future
+        finally:
+            self._puts.pop(key, None)
+
+    async def _client(self, source: Source) -> Client:
+        if source.address not in self.clients:
+            client = self.dial(source.address, source.key)
+            await client.connect()
+            self.clients[source.address] = client
+        client = self.clients[source.address]
+        if source.address not in self._readers or self._readers[source.address].done():
+            self._readers[source.address] = asyncio.ensure_future(self._read(client))
+        return client
+
+    async def _read(self, client: Client) -> None:
+        """What comes back on a data socket that this node dialled."""
+        while True:
+            message, payloads = await client.receive()
+            match message:
+                case Latent():
+                    if (future := self._latents.get((message.job, message.leg))) and not future.done():
+                        future.set_result(bytes(payloads[0]))
+                case NotHere():
+                    if (future := self._latents.get((message.job, message.leg))) and not future.done():
+                        future.set_exception(Lost("the node that had its latent has it no more"))
+                case Seen():
+                    key = (message.job, message.attempt, message.what, message.leg, message.index)
+                    if (seen := self._seen.get(key)) and not seen.done():
+                        seen.set_result(None)
+
+    # --- out: an edge's own data socket ---
+
+    async def serve(self) -> None:
+        """Answer those who dial this edge."""
+        assert self.server is not None
+        while True:
+            identity, peer, message, payloads = await self.server.receive()
+            match message:
+                case Fetch():
+                    self._later(self._answer(identity, peer.key, message))
+                case Latent():
+                    self._later(self._put_here(identity, peer.key, message, bytes(payloads[0])))
+
+    async def _answer(self, identity: bytes, key: str, ask: Fetch) -> None:
+        assert self.server is not None
+        may = self.depot.may_fetch(ask.job, ask.leg, key)
+        if may is False:
+            log.warning("job %s: a latent was asked for by a node that it is not for", ask.job)
+            await _sent(self.server.send(identity, NotHere(job=ask.job, attempt=ask.attempt, leg=ask.leg)))
+            return
+        data = self.depot.get(ask.job, ask.leg) if may else None
+        if data is None:
+            self.depot.wait(ask.job, ask.leg, identity, ask.attempt)
+        else:
+            await self._hand_out(identity, ask.job, ask.leg, ask.attempt, data)
+
+    async def _hand_out(self, identity: bytes, job: str, leg: int, attempt: int, data: bytes) -> None:
+        """Send it, unless it is on its way: whoever asks again while a slow link still carries it gets it once."""
+        assert self.server is not None
+        key, now = (job, leg, identity), time.monotonic()
+        if now < self._on_their_way.get(key, 0.0):
+            return
+        self._on_their_way[key] = now + self.server.meter(identity).timeout_for(len(data))
+        await _sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), [data]))
+
+    async def _put_here(self, identity: bytes, key: str, message: Latent, data: bytes) -> None:
+        assert self.server is not None
+        wanted = self._puts.get((message.job, message.leg))
+        if wanted is None:
+            self._early[message.job, message.leg] = key, data
+            while len(self._early) > 64:
+                self._early.popitem(last=False)
+        elif wanted[0] == key and not wanted[1].done():
+            wanted[1].set_result(data)
+        seen = Seen(job=message.job, attempt=message.attempt, what="latent", leg=message.leg)
+        await _sent(self.server.send(identity, seen))
+
+    def expect(self, assign: Assign) -> None:
+        """An assignment has come: what it ends with may be fetched by the node that walks on."""
+        if self.server is not None and assign.next_key is not None:
+            self.depot.allow(assign.job, assign.last_leg + 1, assign.next_key)
+            self.depot.allow(assign.job, EMBEDDINGS, assign.next_key)
+
+    def allow(self, message: Allow) -> None:
+        self.depot.allow(message.job, message.leg, message.key)
+
+    async def keep(self, job: str, leg: int, data: bytes) -> None:
+        """Keep a handoff (or embeddings) and send it to those who wait."""
+        for waiting in self.depot.put(job, leg, data):
+            await self._hand_out(waiting.identity, job, leg, waiting.attempt, data)
+
+    async def forget_strays(self) -> None:
+        """Tell those who wait for what nobody here works on."""
+        for job, leg, waiting in self.depot.stale(UNKNOWN_S):
+            if self.server is not None:
+                await _sent(self.server.send(waiting.identity, NotHere(job=job, attempt=waiting.attempt, leg=leg)))
+
+    # --- out: dialled ---
+
+    async def put(self, assign: Assign, leg: int, data: bytes) -> None:
+        """Give the latent to the edge that walks on; Lost where it does not take it."""
+        assert assign.put_to is not None
+        client = await self._client(assign.put_to)
+        message = Latent(job=assign.job, attempt=assign.attempt, leg=leg)
+        if not await self._send_seen(client, message, data, "latent", leg, 0, tries=3):
+            raise Lost(f"node {assign.put_to.node} did not take the latent")
+
+    def deliver(self, result: Result, png: list[bytes]) -> None:
+        self.results[result.job, result.attempt] = result, png
+        self.work.set()
+
+    def checkpoint(self, message: Checkpoint | Preview, data: bytes) -> None:
+        """The newest of a job replaces one that was not sent yet."""
+        self.checkpoints[f"{type(message).__name__} {message.job}"] = message, data
+        self.work.set()
+
+    async def post(self) -> None:
+        """Results first, then checkpoints; what is not seen is sent again."""
+        await self._client(Source(kind="fetch", address=self.gateway_address))
+        while True:
+            if self.results:
+                key, (result, png) = next(iter(self.results.items()))
+                if await self._send_seen(self.gateway, result, b"".join(png), "result", 0, 0):
+                    self.results.pop(key, None)
+                else:
+                    self.results.move_to_end(key)
+                    await asyncio.sleep(0.2)
+            elif self.checkpoints:
+                _, (message, data) = self.checkpoints.popitem(last=False)
+                if isinstance(message, Checkpoint):
+                    await self._send_seen(self.gateway, message, data, "checkpoint", message.leg, message.index)
+                else:
+                    await _sent(self.gateway.send(message, [data]))
+            else:
+                self.work.clear()
+                await self.work.wait()
+
+    async def _send_seen(
+        self,
+        client: Client,
+        message: Any,
+        data: bytes,
+        what: str,
+        leg: int,
+        index: int,
+        tries: int = 1,
+    ) -> bool:
+        """Send and wait for its acknowledgement, for as long as its bytes should take."""
+        key = (message.job, message.attempt, what, leg, index)
+        future = self._seen[key] = asyncio.get_running_loop().create_future()
+        try:
+            for _ in range(tries):
+                if await _sent(client.send(message, [data] if data else [])):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.shield(future), client.meter.timeout_for(len(data)))
+                        return True
+                    client.meter.gave_up(message)
+            return False
+        finally:
+            self._seen.pop(key, None)
+
+    def release(self, job: str) -> None:
+        """The job has ended: nothing of it is needed any more."""
+        self.depot.release(job)
+        for name in ("Checkpoint", "Preview"):
+            self.checkpoints.pop(f"{name} {job}", None)
+        for key in [k for k in self.results if k[0] == job]:
+            self.results.pop(key)
+        for sent in [k for k in self._on_their_way if k[0] == job]:
+            self._on_their_way.pop(sent)
+        for early in [k for k in self._early if k[0] == job]:
+            self._early.pop(early)
+
+    async def close(self) -> None:
+        for task in (*self._readers.values(), *self._tasks):
+            task.cancel()
+        for address, client in self.clients.items():
+            if address != self.gateway_address:
+                await client.close()
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _sent(sending: Awaitable[None]) -> bool:
+    try:
+        await sending
+    except SendFailed as error:
+        log.info("%s", error)
+        return False
+    return True

@@ -1,0 +1,359 @@
+"""The gateway as a process: its sockets, what each message does, and the loops around the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from nodes.deployment import Deployment
+from nodes.gateway.dispatcher import Dispatcher, Refusal
+from nodes.gateway.jobs import Job
+from nodes.gateway.ledger import Ledger
+from nodes.gateway.planner import Planner
+from nodes.gateway.registry import Node, Registry
+from nodes.gateway.requests import read_request
+from nodes.keys import Peer
+from nodes.messages import (
+    Accepted,
+    Ask,
+    Busy,
+    Cancel,
+    CancelJob,
+    Checkpoint,
+    Drain,
+    Failed,
+    Fetch,
+    Heartbeat,
+    HeartbeatSeen,
+    Latent,
+    Leaving,
+    Message,
+    NotHere,
+    Preview,
+    Progress,
+    Refused,
+    Register,
+    Registered,
+    Result,
+    Seen,
+    Submit,
+    Taken,
+    Told,
+)
+from nodes.transport import SendFailed, Server
+from relay.errors import BadRequest, RelayError
+from scheduler.baselines import load_policy
+
+log = logging.getLogger("relay.gateway")
+SEND_S = 0.5  # a node that takes no control message for so long is as good as gone
+
+
+class Gateway:
+    """`control` and `data` are bound already. One process a store: a second one is refused."""
+
+    def __init__(self, deployment: Deployment, control: Server, data: Server):
+        config = deployment.gateway
+        self.deployment, self.config = deployment, config
+        self.control, self.data = control, data
+        self.store = Path(config.store)
+        self.store.mkdir(parents=True, exist_ok=True)
+        self._lock = _only_one(self.store)
+        self.session = secrets.token_hex(6)
+        self.started = time.monotonic()
+        self.registry = Registry(config.heartbeat_s)
+        options = {"name": config.policy} if isinstance(config.policy, str) else dict(config.policy)
+        self.dispatcher = Dispatcher(
+            config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer),
+            load_policy(options.pop("name", ""), **options), self.send,
+        )  # fmt: skip
+        self.stopped = asyncio.Event()
+        self._asking: set[asyncio.Task[Any]] = set()
+
+    async def run(self) -> None:
+        """Until stopped. What is open then stays in the ledger and is taken up by the next process."""
+        dispatcher = self.dispatcher
+        offered = await dispatcher.planner.start()
+        log.info("on offer: %s", "; ".join(map(str, offered)))
+        if restored := await dispatcher.restore():
+            log.info("%d jobs of an earlier process are taken up again", restored)
+        loops = [self._hear_control(), self._hear_data(), dispatcher.run(), self._tidy()]
+        if self.config.http is not None:
+            from nodes.gateway.http import make_app, serve
+
+            loops.append(serve(make_app(dispatcher, self.config, self.status), self.config.http))
+        tasks = [asyncio.ensure_future(loop) for loop in loops]
+        stop = asyncio.ensure_future(self.stopped.wait())
+        try:
+            done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                task.result()
+        finally:
+            for task in (*tasks, *self._asking):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            dispatcher.ledger.close()
+
+    async def send(self, name: str, message: Message) -> bool:
+        """To a node's control socket; False where it is gone."""
+        node = self.registry.nodes.get(name)
+        return node is not None and await _sent(self.control.send(node.identity, message, timeout_s=SEND_S))
+
+    # --- control ---
+
+    async def _hear_control(self) -> None:
+        while True:
+            identity, peer, message, _ = await self.control.receive()
+            try:
+                await self._control(identity, peer, message)
+            except Exception:  # what one sender says must not end the loop for all
+                log.exception("%s from %s", type(message).__name__, peer.name)
+
+    async def _control(self, identity: bytes, peer: Peer, message: Message) -> None:
+        match message:
+            case Register():
+                await self._register(identity, peer, message)
+                return
+            case Submit() | Ask() | CancelJob():
+                self._later(self._asked(self.control, identity, peer, message))  # may wait; the loop must not
+                return
+            case Drain() if peer.role == "client":
+                sent = await self.send(message.node, message)
+                answer: Message = (
+                    Told(what="drain", value=message.node)
+                    if sent
+                    else Refused(reason=f"no node {message.node}", status=404)
+                )
+                await _sent(self.control.send(identity, answer))
+                return
+        node = self.registry.by_key(peer.key)
+        if node is None:
+            return  # it registers again when its heartbeats find no answer
+        node.identity = identity
+        self.registry.heard(node)
+        match message:
+            case Heartbeat():
+                self.registry.heard(node, message)
+                if (own := message.peers.get("gateway")) is not None:
+                    node.round_trip_s = own.round_trip_s
+                await _sent(self.control.send(identity, HeartbeatSeen(sequence=message.sequence)))
+            case Leaving():
+                node.leaving = True
+                log.info("node %s is leaving: %s", node.name, message.reason)
+                if message.done:
+                    node.heard = 0.0
+                self.dispatcher.wake.set()
+            case Taken() | Busy() | Progress() | Failed():
+                await self.dispatcher.hear(node, message)
+                if not isinstance(message, (Taken, Progress)):
+                    self.dispatcher.wake.set()
+
+    async def _register(self, identity: bytes, peer: Peer, message: Register) -> None:
+        if peer.name != message.name:
+            await _sent(
+                self.control.send(
+                    identity, Refused(reason=f"this key is {peer.name}'s, not {message.name}'s", status=403)
+                )
+            )
+            return
+        if self.registry.taken(message.name, peer.key):
+            await _sent(
+                self.control.send(identity, Refused(reason=f"a node {message.name} is here already", status=409))
+            )
+            return
+        before = self.registry.nodes.get(message.name)
+        node = self.registry.register(message, peer.role, peer.key, identity)
+        if before is not None and before.register.session != message.session:
+            await self.dispatcher.forgotten_by(node.name)
+        await _sent(
+            self.control.send(
+                identity,
+                Registered(gateway=self.deployment.name, session=self.session, heartbeat_s=self.config.heartbeat_s),
+            )
+        )
+        for job_id, attempt in message.running:
+            job = self.dispatcher.jobs.get(job_id)
+            if job is None or job.attempt != attempt:
+                await _sent(
+                    self.control.send(identity, Cancel(job=job_id, attempt=attempt, reason="not wanted any more"))
+                )
+        if before is None or before.register.session != message.session:
+            log.info(
+                "node %s is here: %s",
+                node.name,
+                ", ".join(f"{h.family} {'+'.join(h.members)}" for h in message.holdings),
+            )
+        self.dispatcher.wake.set()
+
+    # --- askers ---
+
+    async def _asked(self, server: Server, identity: bytes, peer: Peer, message: Any) -> None:
+        tenant = tenant_of(peer)
+        payload: list[bytes | memoryview] = []
+        try:
+            if isinstance(message, Submit):
+                request, jobs = await self.dispatcher.submit(
+                    read_request(message.request), tenant, message.idempotency_key
+                )
+                answer: Message = Accepted(ref=message.ref, request=request, jobs=tuple(jobs))
+            elif isinstance(message, CancelJob):
+                await self._cancel(tenant, message.job)
+                answer = Told(ref=message.ref, what="cancel", value=message.job)
+            else:
+                value, payload = await self._answer(peer, tenant, message)
+                answer = Told(ref=message.ref, what=message.what, value=value)
+        except Refusal as refusal:
+            answer = Refused(
+                ref=message.ref, reason=str(refusal), status=refusal.status, retry_after_s=refusal.retry_after_s
+            )
+        except RelayError as error:
+            answer = Refused(ref=message.ref, reason=str(error), status=400)
+        await _sent(server.send(identity, answer, payload))
+
+    async def _cancel(self, tenant: str, job_id: str) -> None:
+        job = self.dispatcher.jobs.get(job_id)
+        if job is None or job.tenant != tenant:
+            raise Refusal(f"there is no open job {job_id}", 404)
+        await self.dispatcher.cancel(job)
+
+    async def _answer(self, peer: Peer, tenant: str, ask: Ask) -> tuple[Any, list[bytes | memoryview]]:
+        if ask.what == "status":
+            return self.status(), []
+        if ask.what == "jobs":
+            return [job.told() for job in self.dispatcher.jobs.values() if job.tenant == tenant], []
+        job = self.dispatcher.jobs.get(ask.job)
+        if job is not None and job.tenant == tenant and ask.wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(job.ended.wait(), min(ask.wait_s, 60.0))
+        told = self.dispatcher.told(ask.job, tenant)
+        if told is None:
+            raise Refusal(f"there is no job {ask.job}", 404)
+        if ask.what == "trace":
+            return self.dispatcher.ledger.events_of(ask.job), []
+        if ask.what == "image":
+            if told.get("image") is None:
+                raise Refusal(f"job {ask.job} has no image here: it is {told['stage']}", 404)
+            return told, [(self.store / told["image"]).read_bytes()]
+        if ask.what == "job":
+            return told, []
+        raise BadRequest(f"unknown question {ask.what!r}")
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    # --- data ---
+
+    async def _hear_data(self) -> None:
+        while True:
+            identity, peer, message, payloads = await self.data.receive()
+            try:
+                await self._bulk(identity, peer, message, payloads)
+            except Exception:
+                log.exception("%s from %s", type(message).__name__, peer.name)
+
+    async def _bulk(self, identity: bytes, peer: Peer, message: Any, payloads: list[Any]) -> None:
+        if isinstance(message, Ask):  # an image is bulk
+            self._later(self._asked(self.data, identity, peer, message))
+            return
+        node = self.registry.by_key(peer.key)
+        if node is None:
+            return
+        self.registry.heard(node)
+        match message:
+            case Checkpoint():
+                data = bytes(payloads[0])
+                self.dispatcher.checkpoint(node, message.job, message.attempt, message.leg, message.index, data)
+                await self._seen(identity, message, "checkpoint", message.leg, message.index)
+            case Preview():
+                job = self._current(node, message.job, message.attempt)
+                if job is not None:
+                    job.preview = bytes(payloads[0])
+                    job.tell("preview", step=message.step)
+            case Result():
+                png = bytes(payloads[0]) if payloads and len(payloads[0]) else None
+                if await self.dispatcher.result(node, message, png):
+                    await self._seen(identity, message, "result")
+                self.dispatcher.wake.set()
+            case Fetch():
+                job = self._current(node, message.job, message.attempt)
+                kept = self.dispatcher.checkpoints.get(message.job) if job else None
+                if kept is None:
+                    await _sent(
+                        self.data.send(identity, NotHere(job=message.job, attempt=message.attempt, leg=message.leg))
+                    )
+                else:
+                    latent = Latent(job=message.job, attempt=message.attempt, leg=message.leg)
+                    await _sent(self.data.send(identity, latent, [kept[2]]))
+
+    def _current(self, node: Node, job_id: str, attempt: int) -> Job | None:
+        job = self.dispatcher.jobs.get(job_id)
+        return job if job is not None and job.attempt == attempt and node.name in job.nodes() else None
+
+    async def _seen(self, identity: bytes, message: Any, what: str, leg: int = 0, index: int = 0) -> None:
+        await _sent(
+            self.data.send(identity, Seen(job=message.job, attempt=message.attempt, what=what, leg=leg, index=index))
+        )
+
+    # --- around ---
+
+    async def _tidy(self) -> None:
+        """Forget what is older than the config keeps."""
+        while True:
+            await asyncio.sleep(60)
+            for image in await self.dispatcher.ledger.forget(time.time() - self.config.keep_hours * 3600):
+                (self.store / image).unlink(missing_ok=True)
+
+    def status(self) -> dict[str, Any]:
+        dispatcher = self.dispatcher
+        return {
+            "gateway": self.deployment.name, "data": self.config.advertise_data or self.config.data,
+            "version": _version(), "up_s": round(time.monotonic() - self.started, 1),
+            "policy": dispatcher.policy.name, "open": len(dispatcher.jobs), "queue": self.config.queue,
+            "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
+            "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes},
+            "nodes": self.registry.told(),
+        }  # fmt: skip
+
+
+async def _sent(sending: Any) -> bool:
+    try:
+        await sending
+    except SendFailed as error:
+        log.info("%s", error)
+        return False
+    return True
+
+
+def tenant_of(peer: Peer) -> str:
+    """Whose jobs a connection sees: its key's tenant, else its own; all of plain text is one tenant."""
+    if peer.key == f"{peer.role}/{peer.name}":  # plain text
+        return "local"
+    return peer.tenant or f"key:{peer.key}"
+
+
+def _counted(values: Any) -> dict[str, int]:
+    from collections import Counter
+
+    return dict(Counter(values))
+
+
+def _only_one(store: Path) -> Any:
+    lock = (store / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise BadRequest(f"another gateway works on {store}: stop it, or give this one another `store`") from None
+    return lock
+
+
+def _version() -> str:
+    from nodes.results import version
+
+    return version()

@@ -1,0 +1,425 @@
+"""An edge or device node: registers, beats, takes work, and passes between the compute thread and the exchange.
+
+Nothing here imports torch: the event loop answers while the compute thread still loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nodes.compute import Compute, Event, Key
+from nodes.deployment import Deployment, NodeConfig
+from nodes.depot import EMBEDDINGS
+from nodes.exchange import Exchange, Lost
+from nodes.messages import (
+    Allow,
+    Assign,
+    Busy,
+    Cancel,
+    Checkpoint,
+    Drain,
+    Failed,
+    Heartbeat,
+    HeartbeatSeen,
+    Leaving,
+    Message,
+    PeerStats,
+    Preview,
+    Progress,
+    Refused,
+    Register,
+    Registered,
+    Release,
+    Result,
+    Taken,
+)
+from nodes.transport import SendFailed
+from relay.program import Program
+
+if TYPE_CHECKING:
+    from nodes.transport import Client
+
+log = logging.getLogger("relay.node")
+PROGRESS_S = 0.1  # steps of one job are told at most so often
+
+
+@dataclass
+class _Held:
+    """A stretch that this node has taken."""
+
+    assign: Assign
+    steps: int
+    told: float = 0.0
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+
+class Node:
+    def __init__(
+        self, name: str, config: NodeConfig, deployment: Deployment, control: Client, exchange: Exchange,
+        started: float | None = None,
+    ):  # fmt: skip
+        self.name, self.config, self.deployment = name, config, deployment
+        self.control, self.exchange = control, exchange
+        self.session = secrets.token_hex(6)
+        self.started = started or time.monotonic()
+        self.startup_s = 0.0
+        self.held: dict[Key, _Held] = {}
+        self.registered = asyncio.Event()
+        self.heartbeat_s = 0.5
+        self.draining: str | None = None
+        self.stopped = asyncio.Event()
+        self.beats: dict[int, float] = {}
+        self.round_trip_s: float | None = None
+        self.images: dict[str, tuple[Result, bytes]] = {}  # of this node's own user
+        self.on_answer: Callable[[Message, list[Any]], None] | None = None  # what is the local user's
+        self.on_end: Callable[[Key, str, Result | None, bytes], None] | None = None
+        self._sequence = 0
+        self._tasks: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
+        self._loop = asyncio.get_running_loop()
+        self.compute = Compute(
+            {family: tuple(members) for family, members in config.families.items()},
+            self._emit,
+            threads=config.threads, dtype=config.dtype, device=config.device, batch=config.batch, pace=config.pace,
+        )  # fmt: skip
+
+    def _emit(self, event: Event) -> None:
+        """From the compute thread."""
+        self._loop.call_soon_threadsafe(self._happened, event)
+
+    async def run(self) -> None:
+        """Until drained or stopped."""
+        self.compute.start()
+        await self.control.connect()
+        tasks = [
+            asyncio.ensure_future(work) for work in (self._hear(), self._beat(), self.exchange.post(), self._tidy())
+        ]
+        if self.exchange.server is not None:
+            tasks.append(asyncio.ensure_future(self.exchange.serve()))
+        try:
+            stop = asyncio.ensure_future(self.stopped.wait())
+            while not self.compute.ready.is_set() and not self.stopped.is_set():
+                await asyncio.sleep(0.02)
+            if self.compute.failed is not None:
+                raise self.compute.failed
+            self.startup_s = time.monotonic() - self.started
+            log.info("ready after %.1f s, %.0f MB", self.startup_s, memory_bytes() / 1e6)
+            await self._register()
+            done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                task.result()  # a loop of ours that ended has failed: say so and end
+        finally:
+            for task in tasks:
+                task.cancel()
+            self.compute.stop()
+            await self.exchange.close()
+
+    # --- presence ---
+
+    async def _register(self) -> None:
+        server = self.exchange.server
+        address = (self.config.advertise or self.config.data) if server is not None else None
+        await self._tell(
+            Register(
+                name=self.name, session=self.session, holdings=self.compute.holdings, batch=self.config.batch,
+                queue=self.config.queue, data_address=address, pace=self.config.pace, version=_version(),
+                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(self.held),
+                checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
+            )
+        )  # fmt: skip
+
+    async def _beat(self) -> None:
+        """Heartbeats from a loop of their own; when none was answered for a while, register again."""
+        cpu = os.times()
+        while True:
+            await asyncio.sleep(self.heartbeat_s)
+            if not self.compute.ready.is_set():
+                continue
+            if self.compute.failed is not None:
+                raise self.compute.failed
+            if not self.registered.is_set():
+                await self._register()
+                continue
+            self._sequence += 1
+            self.beats[self._sequence] = time.monotonic()
+            if len(self.beats) > 6:
+                log.warning("the gateway has not answered for %d heartbeats: registering again", len(self.beats))
+                self.registered.clear()
+                self.beats.clear()
+                continue
+            now = os.times()
+            queued = sum(1 for work in list(self.compute.works.values()) if work.stage != "denoising")
+            await self._tell(
+                Heartbeat(
+                    sequence=self._sequence, doing=self.compute.doing, running=len(self.held) - queued, queued=queued,
+                    steps_done=self.compute.steps_done, idle_s=time.monotonic() - self.compute.last_busy,
+                    last_error=self.compute.last_error, battery=self._battery(), memory_bytes=memory_bytes(),
+                    cpu_s=now.user + now.system - cpu.user - cpu.system, batch_bound=self.compute.batch_bound,
+                    peers=self._peers(),
+                )
+            )  # fmt: skip
+
+    async def _tell(self, message: Message) -> bool:
+        """To the gateway; False while it cannot be reached: what matters is said again when it is back."""
+        try:
+            await self.control.send(message, timeout_s=2 * self.heartbeat_s)
+        except SendFailed as error:
+            log.info("%s", error)
+            return False
+        return True
+
+    def _peers(self) -> dict[str, PeerStats]:
+        """What real traffic to each peer took; to the gateway with the heartbeats' round trip."""
+        import msgspec
+
+        found = {
+            a: client.meter.stats() for a, client in self.exchange.clients.items() if a != self.exchange.gateway_address
+        }
+        own = self.exchange.gateway.meter.stats()
+        return found | {"gateway": msgspec.structs.replace(own, round_trip_s=self.round_trip_s)}
+
+    def _battery(self) -> float | None:
+        if self.config.battery is not None:
+            return self.config.battery
+        try:
+            import psutil
+
+            found = psutil.sensors_battery()
+        except (ImportError, AttributeError, OSError):
+            return None
+        return None if found is None else found.percent / 100
+
+    # --- the gateway's words ---
+
+    async def _hear(self) -> None:
+        while True:
+            message, payloads = await self.control.receive()
+            match message:
+                case Registered():
+                    self.heartbeat_s = message.heartbeat_s
+                    self.beats.clear()
+                    self.registered.set()
+                    log.info("registered with %s", message.gateway)
+                case HeartbeatSeen():
+                    if (sent := self.beats.pop(message.sequence, None)) is not None:
+                        self.beats = {k: v for k, v in self.beats.items() if k > message.sequence}
+                        self.round_trip_s = time.monotonic() - sent
+                case Assign():
+                    await self._assigned(message)
+                case Cancel():
+                    self._cancel(message.job, message.attempt)
+                case Release():
+                    self._cancel(message.job, 1 << 62)
+                    self.exchange.release(message.job)
+                case Allow():
+                    self.exchange.allow(message)
+                case Drain():
+                    await self.drain("asked to drain", message.limit_s)
+                case Refused(ref=0):
+                    log.error("the gateway refused a message of this node: %s", message.reason)
+                    self.compute.last_error = f"refused by the gateway: {message.reason}"
+                case _:
+                    if self.on_answer is not None:
+                        self.on_answer(message, payloads)
+
+    async def _assigned(self, assign: Assign) -> None:
+        key = (assign.job, assign.attempt)
+        if key in self.held:
+            return
+        if self.draining is not None or len(self.held) >= self.config.queue:
+            retry = self._retry_after()
+            await self._tell(Busy(job=assign.job, attempt=assign.attempt, retry_after_s=retry))
+            return
+        self._cancel(assign.job, assign.attempt - 1)
+        self.take(assign)
+        await self._tell(Taken(job=assign.job, attempt=assign.attempt))
+
+    def take(self, assign: Assign) -> None:
+        """Hand a stretch to the compute thread, and fetch what it needs meanwhile."""
+        program = Program.parse(assign.program)
+        steps = sum(leg.steps for leg in program.legs[assign.first_leg : assign.last_leg + 1])
+        held = self.held[assign.job, assign.attempt] = _Held(assign, steps)
+        left = assign.deadline_s
+        self.compute.take(assign, time.monotonic() + left if left is not None else float("inf"))
+        self.exchange.expect(assign)
+        if assign.source.kind != "noise":
+            held.tasks.append(asyncio.ensure_future(self._obtain(assign)))
+            if program.conditioning == "ship" and assign.source.node != "gateway" and assign.first_leg > 0:
+                held.tasks.append(asyncio.ensure_future(self._obtain_embeddings(assign)))
+
+    async def _obtain(self, assign: Assign) -> None:
+        key = (assign.job, assign.attempt)
+        try:
+            data = await self.exchange.obtain(assign, assign.first_leg)
+        except Lost as error:
+            await self._failed(key, "lost", str(error))
+            return
+        self.compute.bring(key, data)
+
+    async def _obtain_embeddings(self, assign: Assign) -> None:
+        key = (assign.job, assign.attempt)
+        try:
+            self.compute.bring_embeddings(key, await self.exchange.obtain(assign, EMBEDDINGS))
+        except Lost as error:
+            await self._failed(key, "lost", str(error))
+
+    def _cancel(self, job: str, attempt: int) -> None:
+        for key in [k for k in self.held if k[0] == job and k[1] <= attempt]:
+            for task in self.held.pop(key).tasks:
+                task.cancel()
+        self.compute.cancel(job, attempt)
+
+    def _retry_after(self) -> float:
+        """Seconds until about one of those that are here will be done, by the curve."""
+        step = max((min(c.values()) for h in self.compute.holdings for c in h.curves.values()), default=0.1)
+        return max(0.05, step * sum(h.steps for h in self.held.values()) / max(len(self.held), 1))
+
+    # --- the compute thread's words ---
+
+    def _happened(self, event: Event) -> None:
+        """In the event loop; what must be awaited becomes a task of the stretch."""
+        held = self.held.get(event.key)
+        if held is None:
+            return
+        job, attempt = event.key
+        match event.kind:
+            case "stage" | "progress":
+                now = time.monotonic()
+                if event.kind == "progress" and now - held.told < PROGRESS_S and event.step < event.of:
+                    return
+                held.told = now
+                self._later(
+                    self._tell(
+                        Progress(
+                            job=job, attempt=attempt, stage=event.stage, leg=event.leg, step=event.step, of=event.of,
+                            spent_s=event.spent_s, left=event.report.get("left", ""), batch=event.batch,
+                        )
+                    )
+                )  # fmt: skip
+            case "checkpoint":
+                self.exchange.checkpoint(
+                    Checkpoint(job=job, attempt=attempt, leg=event.leg, index=event.step), event.data
+                )
+            case "preview":
+                self.exchange.checkpoint(Preview(job=job, attempt=attempt, leg=event.leg, step=event.step), event.data)
+            case "embeddings":
+                self._later(self.exchange.keep(job, EMBEDDINGS, event.data))
+            case "handoff":
+                self._later(self._handed(held, event))
+            case "image":
+                self._image(held, event)
+            case "failed":
+                self._later(self._failed(event.key, event.stage, event.reason))
+
+    async def _handed(self, held: _Held, event: Event) -> None:
+        assign = held.assign
+        key = (assign.job, assign.attempt)
+        if assign.put_to is None:
+            await self.exchange.keep(assign.job, event.leg, event.data)
+        else:
+            try:
+                await self.exchange.put(assign, event.leg, event.data)
+            except Lost as error:
+                await self._failed(key, "lost", str(error))
+                return
+        self.held.pop(key, None)
+        await self._tell(
+            Progress(job=key[0], attempt=key[1], stage="ready", leg=event.leg, bytes=len(event.data), left="sending")
+        )
+        await self._maybe_drained()
+
+    def _image(self, held: _Held, event: Event) -> None:
+        assign = held.assign
+        self.held.pop(event.key, None)
+        result = Result(
+            job=assign.job, attempt=assign.attempt, width=assign.width, height=assign.height, report=event.report
+        )  # fmt: skip
+        if self.on_end is not None:
+            self.on_end(event.key, "", result, event.data)
+        if assign.keep_image:
+            self.images[assign.job] = result, event.data
+            while len(self.images) > 256:
+                self.images.pop(next(iter(self.images)))
+        if not assign.job.startswith("local-"):
+            self.exchange.deliver(result, [] if assign.keep_image else [event.data])
+        self._later(self._maybe_drained())
+
+    async def _failed(self, key: Key, kind: str, reason: str) -> None:
+        held = self.held.pop(key, None)
+        if held is None:
+            return
+        self.compute.cancel(*key)
+        log.warning("job %s: %s", key[0], reason)
+        if self.on_end is not None:
+            self.on_end(key, reason, None, b"")
+        if not key[0].startswith("local-"):
+            await self._tell(Failed(job=key[0], attempt=key[1], kind=kind, reason=reason))
+        await self._maybe_drained()
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- going ---
+
+    async def drain(self, reason: str, limit_s: float | None = None) -> None:
+        """Take nothing new; go when what runs is done, or when the limit is over: the gateway then places it elsewhere."""
+        if self.draining is not None:
+            return
+        self.draining = reason
+        log.info("%s: draining, %d jobs are left", reason, len(self.held))
+        await self._tell(Leaving(reason=reason))
+        if self.registered.is_set():
+            self._later(self._limit(limit_s if limit_s is not None else self.config.drain_s))
+            await self._maybe_drained()
+        else:
+            self.stopped.set()
+
+    async def _limit(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        if self.held:
+            log.warning("%d jobs were not done within %.0f s and are handed back", len(self.held), seconds)
+        await self._leave()
+
+    async def _maybe_drained(self) -> None:
+        if self.draining is None or self.held:
+            return
+        for _ in range(100):  # results that are on their way, and latents that others come for
+            if not self.exchange.results and not len(self.exchange.depot):
+                break
+            await asyncio.sleep(0.1)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if not self.stopped.is_set():
+            await self._tell(Leaving(reason=self.draining or "stopped", done=True))
+            self.stopped.set()
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self.exchange.forget_strays()
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process."""
+    try:
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _version() -> str:
+    from nodes.results import version
+
+    return version()
