@@ -185,8 +185,6 @@ def trace(
             for event in events:
                 shown = {k: v for k, v in event.items() if k not in ("at", "node", "what") and v not in ("", 0, 0.0)}
                 more = ", ".join(f"{k} {v}" for k, v in shown.items())
-                    f"{k} {v}" for k, v in event.items() if k not in ("at", "node", "what") and v not in ("", 0, 0.0)
-                )
                 print(f"{event['at'] - started:8.3f} s  {event['node']:<12} {event['what']:<10} {more}")
 
     _ask(gateway, key, gateway_key, main)
