@@ -66,6 +66,7 @@ class Dispatcher:
         self.counters: Counter[str] = Counter()
         self.wake = asyncio.Event()
         self.events: list[tuple[str, float, str, str, dict[str, Any]]] = []
+        self.observers: list[Callable[[str, str, dict[str, Any]], None]] = []  # told (node, what, data) of each event
         self.data_source = Source(kind="fetch", node="gateway", address=config.advertise_data or config.data)
         self._attempts = ledger.boot * BOOT
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -252,7 +253,10 @@ class Dispatcher:
         job.enter(Stage.PLACED)
         self.decisions.write(job, context, chosen, point)
         self._spawn(self._quietly(self.ledger.placed(job.id, job.attempt, str(job.program), sorted(job.nodes()))))
-        self._note(job.id, "gateway", "placed", nodes=list(action.nodes), program=str(job.program), attempt=job.attempt)
+        self._note(
+            job.id, "gateway", "placed", nodes=list(action.nodes), program=str(job.program), attempt=job.attempt,
+            policy=chosen.policy, probability=chosen.probability,
+        )  # fmt: skip
         job.tell("placed")
         if point and point.holder not in ("gateway", job.stretches[0].node):
             key = self.registry.nodes[job.stretches[0].node].key
@@ -291,7 +295,7 @@ class Dispatcher:
             seed=job.seed, width=job.size[0], height=job.size[1], first_leg=stretch.first, last_leg=stretch.last,
             source=source, put_to=put_to, next_key=next_key, deadline_s=job.left_s,
             checkpoint_every=wants if own is None else own, preview_every=request.previews, degraded=job.degraded,
-            keep_image=request.device is not None and request.device == stretch.node,
+            keep_image=request.keep_on_device and request.device == stretch.node,
         )  # fmt: skip
 
     def _config_of(self, node: Node) -> int | None:
@@ -329,6 +333,9 @@ class Dispatcher:
                 await self.recover(job, f"node {node.name}: {message.reason}")
 
     def _progress(self, job: Job, node: Node, message: Progress) -> None:
+        if message.left:
+            spent = job.spent.setdefault(node.name, {})
+            spent[message.left] = spent.get(message.left, 0.0) + message.spent_s
         if message.stage == "denoising":
             if job.stage is Stage.PLACED:
                 job.enter(Stage.DENOISING)
@@ -399,6 +406,16 @@ class Dispatcher:
             "degraded": job.degraded, "steps": program.steps, "seconds": seconds, "attempts": job.tries + 1,
             "history": job.history, "policy": job.decision.policy if job.decision else None,
             "probability": job.decision.probability if job.decision else None, "steps_paid": job.steps_paid,
+            "timings": job.spent | {node.name: message.report.get("spent_s", {})},
+        }  # fmt: skip
+
+    def _report_of_failure(self, job: Job, status: int) -> dict[str, Any]:
+        """What is known of a job that ends without a picture."""
+        return {
+            "job": job.id, "status": status, "program": str(job.program) if job.program else None, "seed": job.seed,
+            "nodes": list(job.action.nodes) if job.action else [], "degraded": job.degraded,
+            "seconds": time.monotonic() - job.accepted, "attempts": job.tries + 1, "history": job.history,
+            "steps_paid": job.steps_paid, "timings": job.spent,
         }  # fmt: skip
 
     # --- recovering and ending ---
@@ -438,6 +455,8 @@ class Dispatcher:
             return True
         self._ending.add(job.id)
         try:
+            if stage is not Stage.DONE:
+                kept["report"] = job.report = self._report_of_failure(job, status)
             await self.ledger.end(job.id, str(stage), error=error, **kept)
         except LedgerUnwritable as unwritable:
             self.counters["unwritable"] += 1
@@ -449,7 +468,7 @@ class Dispatcher:
         job.enter(stage)
         self.counters[str(stage)] += 1
         self.counters["degraded"] += job.degraded and stage is Stage.DONE
-        self._note(job.id, "gateway", str(stage), error=error)
+        self._note(job.id, "gateway", str(stage), error=error, seconds=time.monotonic() - job.accepted)
         job.tell(str(stage))
         job.ended.set()
         self.jobs.pop(job.id, None)
@@ -478,7 +497,10 @@ class Dispatcher:
         return self._attempts
 
     def _note(self, job: str, node: str, what: str, **data: Any) -> None:
-        self.events.append((job, time.time(), node, what, {k: v for k, v in data.items() if v is not None}))
+        said = {k: v for k, v in data.items() if v is not None}
+        self.events.append((job, time.time(), node, what, said))
+        for observer in self.observers:
+            observer(node, what, said)
 
     def _spawn(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)

@@ -71,6 +71,7 @@ class Job:
     image: str | None = None
     preview: bytes | None = None
     history: list[str] = field(default_factory=list)  # what went wrong on the way, for the report
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)  # node -> stage -> seconds, by its own clock
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: set[asyncio.Queue[dict[str, Any]]] = field(default_factory=set)
 

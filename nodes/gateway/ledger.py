@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 CREATE INDEX IF NOT EXISTS open_jobs ON jobs(stage) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS ended_jobs ON jobs(ended_at);
+CREATE INDEX IF NOT EXISTS jobs_of_tenant ON jobs(tenant);
 CREATE TABLE IF NOT EXISTS events (job TEXT NOT NULL, at REAL NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, data TEXT);
 CREATE INDEX IF NOT EXISTS events_of ON events(job);
 """
@@ -182,6 +183,25 @@ class Ledger:
                 (job,),
             ).fetchone()
         return dict(row) if row else None
+
+    def list_jobs(self, tenant: str, limit: int, after: str | None = None) -> list[dict[str, Any]]:
+        """A tenant's jobs as `job` tells them, newest first; `after`: those that come after this one in that order."""
+        older = "AND j.rowid < (SELECT rowid FROM jobs WHERE id = ? AND tenant = ?)" if after is not None else ""
+        with self._connect() as db:
+            db.row_factory = sqlite3.Row
+            rows = db.execute(
+                "SELECT j.*, r.accepted_at, r.body FROM jobs j JOIN requests r ON r.id = j.request"
+                f" WHERE j.tenant = ? {older} ORDER BY j.rowid DESC LIMIT ?",
+                (tenant, *((after, tenant) if after is not None else ()), limit),
+            ).fetchall()
+        return [dict(row) for row in rows]
+
+    def ended_images(self) -> list[tuple[float, str]]:
+        """When each job with an image ended, and the file, newest first."""
+        with self._connect() as db:
+            return db.execute(
+                "SELECT ended_at, image FROM jobs WHERE image NOT NULL AND ended_at NOT NULL ORDER BY ended_at DESC"
+            ).fetchall()
 
     def jobs_of(self, request: str) -> list[str]:
         with self._connect() as db:

@@ -43,6 +43,7 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allow_degraded: bool | None = None
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=24 * 3600 * 1000)] | None = None
     device: str | None = None  # the device node whose user asks
+    keep_on_device: bool = True  # with `device`: the picture stays there; False where its asker is elsewhere
     previews: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)] = 0  # a picture of the latent every so many steps
 
     @property

@@ -127,7 +127,10 @@ def _read(path: Path) -> tuple[list[tuple[bytes, str]], dict[str, bytes]]:
         entries.append((_digest(words[0]), words[1]))
     if not entries:
         raise BadRequest(f"tokens {path}: there is no token in it")
-    keys = {tenant: hashlib.sha256(b"link" + b"".join(d for d, t in entries if t == tenant)).digest() for _, tenant in entries}
+    keys = {
+        tenant: hashlib.sha256(b"link" + b"".join(d for d, t in entries if t == tenant)).digest()
+        for _, tenant in entries
+    }
     return entries, keys
 
 
