@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from relay.request import Job
 
 CURVE = (1, 2, 4, 8)  # batch sizes whose step time is measured at the start
-Key = tuple[str, int]  # job, attempt
+Key = tuple[str, int, int]  # job, attempt, first leg: `Assign.key`
 
 
 @dataclass
@@ -72,7 +72,7 @@ class _Work:
 
     @property
     def key(self) -> Key:
-        return self.assign.job, self.assign.attempt
+        return self.assign.key
 
 
 class Compute(threading.Thread):
@@ -251,7 +251,7 @@ class Compute(threading.Thread):
             if what == "cancel":
                 self._cancel(*value)
                 continue
-            key = (value[0].job, value[0].attempt) if what == "take" else value[0]
+            key = value[0].key if what == "take" else value[0]
             act: Any = {"take": self._take, "bring": self._bring, "embeddings": self._embeddings}[what]
             try:
                 act(*value)
@@ -262,7 +262,7 @@ class Compute(threading.Thread):
         from relay.program import Program
         from relay.request import Job
 
-        key = (assign.job, assign.attempt)
+        key = assign.key
         if key in self.works:
             return
         self._cancel(assign.job, assign.attempt - 1)
@@ -363,7 +363,7 @@ class Compute(threading.Thread):
         assert work.cond is not None
         self.engines[program.family, leg.member].submit(
             Walk(
-                id=f"{work.key[0]}#{work.key[1]}", latent=latent, sigmas=work.sigmas[done:], conditioning=work.cond,
+                id=_walk_id(work.key), latent=latent, sigmas=work.sigmas[done:], conditioning=work.cond,
                 guidance=program.guidance[work.k], deadline=work.deadline, arrived=work.arrived, on_step=on_step,
             )
         )  # fmt: skip
@@ -386,8 +386,7 @@ class Compute(threading.Thread):
         self.steps_done += 1
         self._hold_pace(engine, started, running)
         for each in ended:
-            job, _, attempt = each.id.rpartition("#")
-            work = self.works.get((job, int(attempt)))
+            work = self.works.get(_key(each.id))
             if work is None:
                 continue
             try:
@@ -458,7 +457,7 @@ class Compute(threading.Thread):
             work = self.works.pop(key)
             leg = work.job.program.legs[min(work.k, len(work.job.program.legs) - 1)]
             if engine := self.engines.get((work.job.program.family, leg.member)):
-                engine.cancel(f"{key[0]}#{key[1]}")
+                engine.cancel(_walk_id(key))
 
     def _fail(self, key: Key, error: Exception) -> None:
         from relay.errors import BadRequest, HandoffRefused
@@ -482,6 +481,15 @@ def _fitted(handoff: Handoff, work: _Work) -> Handoff:
     else:
         walked = work.pipe.leg_sigmas(work.job, work.k, None)
     return replace(handoff, leg_index=work.k, sigmas_walked=walked)
+
+
+def _walk_id(key: Key) -> str:
+    return "#".join(map(str, key))
+
+
+def _key(walk_id: str) -> Key:
+    job, attempt, leg = walk_id.rsplit("#", 2)
+    return job, int(attempt), int(leg)
 
 
 def _negative(job: Job) -> str | None:

@@ -36,7 +36,7 @@ from nodes.messages import (
 from nodes.transport import CONNECTED, Client, SendFailed, Server
 
 log = logging.getLogger("relay.node")
-Key = tuple[str, int]
+Key = tuple[str, int]  # job, attempt
 GIVE_UP_S = 8.0  # a peer that cannot be reached for so long is lost, as far as a job is concerned
 ASK_AGAIN_S = 2.0  # a question may be lost with the connection that it went by
 UNKNOWN_S = 5.0  # a fetch may come before the assignment that it belongs to

@@ -179,6 +179,11 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     degraded: bool = False  # another program finishes what the first one began: its latent may name that one
     keep_image: bool = False  # the asker sits on this node: the picture stays there, the report travels
 
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Which stretch it is: a node may have two of one attempt, before and after another node's."""
+        return self.job, self.attempt, self.first_leg
+
 
 class Taken(Message, frozen=True, kw_only=True, tag="taken"):
     """Node -> gateway: accepted into its queue."""

@@ -129,7 +129,7 @@ class Node:
             Register(
                 name=self.name, session=self.session, holdings=self.compute.holdings, batch=self.config.batch,
                 queue=self.config.queue, data_address=address, pace=self.config.pace, version=_version(),
-                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(self.held),
+                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple({key[:2] for key in self.held}),
                 checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
             )
         )  # fmt: skip
@@ -229,7 +229,7 @@ class Node:
                         self.on_answer(message, payloads)
 
     async def _assigned(self, assign: Assign) -> None:
-        key = (assign.job, assign.attempt)
+        key = assign.key
         if key in self.held:
             return
         if self.draining is not None or len(self.held) >= self.config.queue:
@@ -244,7 +244,7 @@ class Node:
         """Hand a stretch to the compute thread, and fetch what it needs meanwhile."""
         program = Program.parse(assign.program)
         steps = sum(leg.steps for leg in program.legs[assign.first_leg : assign.last_leg + 1])
-        held = self.held[assign.job, assign.attempt] = _Held(assign, steps)
+        held = self.held[assign.key] = _Held(assign, steps)
         left = assign.deadline_s
         self.compute.take(assign, time.monotonic() + left if left is not None else float("inf"))
         self.exchange.expect(assign)
@@ -254,7 +254,7 @@ class Node:
                 held.tasks.append(asyncio.ensure_future(self._obtain_embeddings(assign)))
 
     async def _obtain(self, assign: Assign) -> None:
-        key = (assign.job, assign.attempt)
+        key = assign.key
         try:
             data = await self.exchange.obtain(assign, assign.first_leg)
         except Lost as error:
@@ -263,7 +263,7 @@ class Node:
         self.compute.bring(key, data)
 
     async def _obtain_embeddings(self, assign: Assign) -> None:
-        key = (assign.job, assign.attempt)
+        key = assign.key
         try:
             self.compute.bring_embeddings(key, await self.exchange.obtain(assign, EMBEDDINGS))
         except Lost as error:
@@ -287,7 +287,7 @@ class Node:
         held = self.held.get(event.key)
         if held is None:
             return
-        job, attempt = event.key
+        job, attempt, _ = event.key
         match event.kind:
             case "stage" | "progress":
                 now = time.monotonic()
@@ -319,7 +319,7 @@ class Node:
 
     async def _handed(self, held: _Held, event: Event) -> None:
         assign = held.assign
-        key = (assign.job, assign.attempt)
+        key = assign.key
         if assign.put_to is None:
             await self.exchange.keep(assign.job, event.leg, event.data)
         else:
@@ -354,7 +354,7 @@ class Node:
         held = self.held.pop(key, None)
         if held is None:
             return
-        self.compute.cancel(*key)
+        self.compute.cancel(key[0], key[1])
         log.warning("job %s: %s", key[0], reason)
         if self.on_end is not None:
             self.on_end(key, reason, None, b"")

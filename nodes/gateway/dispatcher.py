@@ -261,13 +261,12 @@ class Dispatcher:
         if point and point.holder not in ("gateway", job.stretches[0].node):
             key = self.registry.nodes[job.stretches[0].node].key
             await self.send(point.holder, Allow(job=job.id, leg=point.leg, key=key))
-        messages = [(stretch.node, self._assign(job, i, point)) for i, stretch in enumerate(job.stretches)]
-        for node, message in messages:
-            self.registry.nodes[node].jobs[job.id] = work_s(
-                job.program, next(s for s in job.stretches if s.node == node), self.registry.nodes[node]
-            )
-            if not await self.send(node, message):
-                await self.recover(job, f"node {node} could not be told")
+        messages = [(stretch, self._assign(job, i, point)) for i, stretch in enumerate(job.stretches)]
+        for stretch, message in messages:
+            node = self.registry.nodes[stretch.node]
+            node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(job.program, stretch, node)
+            if not await self.send(stretch.node, message):
+                await self.recover(job, f"node {stretch.node} could not be told")
                 return
 
     def _assign(self, job: Job, i: int, point: Point | None) -> Assign:
