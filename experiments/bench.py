@@ -6,6 +6,7 @@ Everything that is compared is measured side by side in one run, interleaved; ra
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,20 +23,25 @@ def bench(
     family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
     repeats: int = 9,
     threads: int = 2,
+    batches: Annotated[str, typer.Option(help="Batch sizes of the step times; 1 is always among them.")] = ",".join(
+        map(str, BATCHES)
+    ),
 ) -> None:
     """Step costs, own loop against diffusers' pipeline, batch scaling, handoff cost and size, peak memory."""
     import torch
 
     from experiments.provenance import write_result
+    from experiments.timing import batch_sizes
     from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
-    results = {name: measure(name, repeats) for name in family or FAMILIES}
+    sizes = batch_sizes(batches)
+    results = {name: measure(name, repeats, sizes) for name in family or FAMILIES}
     write_result(out, "Benchmark", "\n".join(table(name, result) for name, result in results.items()), results)
 
 
-def measure(name: str, repeats: int) -> dict[str, Any]:
+def measure(name: str, repeats: int, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
     """All figures of one family."""
     import torch
 
@@ -44,7 +50,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
     pipe = RelayPipeline.from_pretrained(name)
     with torch.inference_mode():
-        steps = {member: step_curve(pipe.family, member, BATCHES, repeats) for member in ("large", "small")}
+        steps = {member: step_curve(pipe.family, member, batches, repeats) for member in ("large", "small")}
         return {
             "step_s": steps,
             "step_ratio": steps["large"][1] / steps["small"][1],
@@ -107,16 +113,17 @@ def handoff_cost(pipe: Any, codec: str, repeats: int) -> dict[str, float]:
 
 def table(name: str, result: dict[str, Any]) -> str:
     step = result["step_s"]
+    batches = list(step["large"])
     lines = [
         f"## {name}",
         "",
         "One guided step (ms) over batch size, throughput in images x steps per second below it:",
         "",
     ]
-    lines += ["| member | " + " | ".join(f"batch {b}" for b in BATCHES) + " |", "| --- " * (len(BATCHES) + 1) + "|"]
+    lines += ["| member | " + " | ".join(f"batch {b}" for b in batches) + " |", "| --- " * (len(batches) + 1) + "|"]
     for member, times in step.items():
-        lines.append(f"| {member} | " + " | ".join(f"{times[b] * 1000:.1f}" for b in BATCHES) + " |")
-        lines.append("| | " + " | ".join(f"{b / times[b]:.0f}/s" for b in BATCHES) + " |")
+        lines.append(f"| {member} | " + " | ".join(f"{times[b] * 1000:.1f}" for b in batches) + " |")
+        lines.append("| | " + " | ".join(f"{b / times[b]:.0f}/s" for b in batches) + " |")
     loop = result["loop"]
     lines += [
         "",

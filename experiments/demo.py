@@ -35,6 +35,7 @@ def demo(
     sample: Annotated[int, typer.Option(help="Held-out prompts behind each row of the table.")] = 40,
     prompts: Annotated[int, typer.Option(help="Rows of the contact sheet.")] = len(PROMPTS),
     family: Annotated[list[str] | None, typer.Option(help="Default: both.")] = None,
+    steps: Annotated[int | None, typer.Option(help="T; default: each family's own.")] = None,
 ) -> None:
     """Relay at several handoff points with both embedded families: contact sheets, and a table of quality and time."""
     from nodes.session import quiet_libraries
@@ -43,20 +44,20 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for name in family or FAMILIES:
-        written += _family(name, out, sample, PROMPTS[:prompts])
+        written += _family(name, out, sample, PROMPTS[:prompts], steps)
     console.print("\nwritten:")
     for path in written:
         console.print(f"  {path}", soft_wrap=True)
 
 
-def _family(name: str, out: Path, sample: int, prompts: tuple[str, ...]) -> list[Path]:
+def _family(name: str, out: Path, sample: int, prompts: tuple[str, ...], steps: int | None) -> list[Path]:
     from experiments.contact_sheet import Cell, contact_sheet
     from nodes.results import score
     from relay.pipeline import RelayPipeline
 
     pipe = RelayPipeline.from_pretrained(name)
-    steps = pipe.family.spec.members["large"].steps
-    programs = [pipe.plan(handoff=round(share * steps)) for share in SHARES]
+    total = steps or pipe.family.spec.members["large"].steps
+    programs = [pipe.plan(num_inference_steps=total, handoff=round(share * total)) for share in SHARES]
     pictures = out / name
     pictures.mkdir(exist_ok=True)
     rows = []

@@ -8,6 +8,7 @@ the validation split.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,7 @@ def evaluate(
     prompts: Annotated[int, typer.Option(help="Held-out prompts, spread evenly over the classes.")] = 500,
     split: Annotated[str, typer.Option(help="test for reports, validation for choices.")] = "test",
     repeats: Annotated[int, typer.Option(help="Rounds of the timing pass.")] = 7,
+    steps: Annotated[int | None, typer.Option(help="T; default: each family's own.")] = None,
     threads: int = 2,
     readme: Annotated[Path | None, typer.Option(help="Also put the tables between this file's markers.")] = None,
 ) -> None:
@@ -44,7 +46,7 @@ def evaluate(
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     for name in family or FAMILIES:
-        result = measure(name, prompts, split, repeats)
+        result = measure(name, prompts, split, repeats, steps)
         result["provenance"] = provenance()
         (out / f"quality-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         text = table(result) + f"\n{footer(result['provenance'])}\n"
@@ -54,22 +56,22 @@ def evaluate(
         console.print(text, soft_wrap=True, highlight=False)
 
 
-def programs_for(pipe: Any) -> dict[str, Program]:
+def programs_for(pipe: Any, steps: int | None = None) -> dict[str, Program]:
     """The rows of the table: both members alone, relays at a half and a third of T, and two that are faster still, with
     fewer steps of the small member (chosen on validation: docs/results/schedules.md)."""
-    steps = pipe.family.spec.members["large"].steps
-    half, third = round(steps / 2), round(steps / 3)
+    steps = steps or pipe.family.spec.members["large"].steps
+    plan = partial(pipe.plan, num_inference_steps=steps)
     return {
-        "large alone (full-cloud)": pipe.plan(handoff=steps),
-        "relay, s = T/2": pipe.plan(handoff=half),
-        "relay, s = T/3": pipe.plan(handoff=third),
-        "relay, s = 0.36 T, 6 small steps": pipe.plan(handoff=round(0.36 * steps), small_steps=6, matching="exact"),
-        "relay, s = 0.29 T, 6 small steps": pipe.plan(handoff=round(0.29 * steps), small_steps=6, matching="exact"),
-        "small alone (edge-only)": pipe.plan(handoff=0),
+        "large alone (full-cloud)": plan(handoff=steps),
+        "relay, s = T/2": plan(handoff=round(steps / 2)),
+        "relay, s = T/3": plan(handoff=round(steps / 3)),
+        "relay, s = 0.36 T, 6 small steps": plan(handoff=round(0.36 * steps), small_steps=6, matching="exact"),
+        "relay, s = 0.29 T, 6 small steps": plan(handoff=round(0.29 * steps), small_steps=6, matching="exact"),
+        "small alone (edge-only)": plan(handoff=0),
     }
 
 
-def measure(name: str, count: int, split: str, repeats: int) -> dict[str, Any]:
+def measure(name: str, count: int, split: str, repeats: int, steps: int | None = None) -> dict[str, Any]:
     """All figures of one family, as plain data."""
     import numpy as np
 
@@ -79,7 +81,7 @@ def measure(name: str, count: int, split: str, repeats: int) -> dict[str, Any]:
     from relay.scenes.sampling import caption, held_out
 
     pipe = RelayPipeline.from_pretrained(name)
-    programs = programs_for(pipe)
+    programs = programs_for(pipe, steps)
     scenes = held_out(count, split)
     rng = np.random.default_rng(29)
     captions = [caption(scene, rng) for scene in scenes]

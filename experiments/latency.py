@@ -18,7 +18,7 @@ import transformers
 
 from experiments.random_family import CLIP_TOKENS, RandomFamily, build, diffusers_call, parameters
 from experiments.real_sizes import SIZES, tiny
-from experiments.timing import interleaved
+from experiments.timing import batch_sizes, interleaved
 from relay.codecs import payload_bytes
 from relay.errors import BadRequest
 from relay.handoff import Handoff
@@ -39,7 +39,7 @@ def latency(
     from experiments.latency_report import report
 
     check_choice("family", name, tuple(SIZES))
-    sizes = sorted({1, *_whole_numbers(batches)})
+    sizes = batch_sizes(batches)
     device = device or ("cpu" if is_tiny else "cuda")
     if not is_tiny and (not device.startswith("cuda") or not torch.cuda.is_available()):
         found = "none was found" if not torch.cuda.is_available() else f"not {device!r}"
@@ -276,13 +276,6 @@ def _above(held: int, device: torch.device) -> int | None:
 
 def _default_dtype(device: str) -> str:
     return "bf16" if device.startswith("cuda") else "fp32"
-
-
-def _whole_numbers(text: str) -> list[int]:
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if min(numbers) < 1:
-        raise BadRequest(f"--batches {text!r} is not a list of whole numbers from 1, such as 1,2,4,8,16")
-    return numbers
 
 
 def _say(what: str) -> None:

@@ -129,6 +129,14 @@ def step_curve(family: Family, member: str, batches: Sequence[int], repeats: int
     return dict(zip(batches, interleaved([step(b) for b in batches], repeats), strict=True))
 
 
+def batch_sizes(text: str) -> list[int]:
+    """The sizes that `--batches` asks for, rising, 1 always among them."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise BadRequest(f"--batches {text!r} is not a list of whole numbers from 1, such as 1,2,4,8,16")
+    return sorted({1, *numbers})
+
+
 def interleaved(jobs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     """Median seconds of each job after one warm-up, taken in turns so that a drifting machine drifts for all."""
     times: list[list[float]] = [[] for _ in jobs]
