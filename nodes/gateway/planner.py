@@ -34,6 +34,11 @@ class Planner:
         self._families: dict[str, Family] = {}
         self._known: dict[Any, Program] = {}
 
+    @property
+    def families(self) -> list[str]:
+        """Names of those on offer, in the config's order; known once `start` is done."""
+        return list(dict.fromkeys(self._families[o.family].name for o in self.offer if o.family in self._families))
+
     async def start(self) -> list[Program]:
         """Load configs and plan everything on offer; BadRequest where the config offers what cannot be done."""
         return await self._run(self._offered, ImageRequest(prompt="-"))
@@ -55,11 +60,9 @@ class Planner:
 
         words = {k: v for k, v in request.words.items() if v is not None and k not in ("width", "height")}
         named = request.family or (Program.parse(request.program).family if request.program else None)
-        families = [named] if named else list(dict.fromkeys(o.family for o in self.offer))
-        if named and named not in {o.family for o in self.offer}:
-            raise BadRequest(
-                f"model {named!r} is not served here: choose {', '.join(dict.fromkeys(o.family for o in self.offer))}"
-            )
+        families = [named] if named else self.families
+        if named and named not in self.families:
+            raise BadRequest(f"model {named!r} is not served here: choose {', '.join(self.families)}")
         family = self._family(families[0])
         check_texts(family, [request.prompt], [request.negative_prompt] if request.negative_prompt else [])
         size = image_size(family, request.width, request.height)
@@ -79,14 +82,15 @@ class Planner:
     ) -> list[Program]:
         found = []
         for offer in self.offer:
-            if family in (None, offer.family):
+            name = self._family(offer.family).name
+            if family in (None, name):
                 words = {
                     "mode": offer.mode, "num_inference_steps": offer.steps, "handoff": offer.handoff,
                     "small_steps": offer.small_steps, "codec": offer.codec, "matching": offer.matching,
                     "conditioning": offer.conditioning, "program": offer.program,
                 }  # fmt: skip
                 said = {k: v for k, v in words.items() if v is not None}
-                found.append(self._program(offer.family, said | (sized or {})))
+                found.append(self._program(name, said | (sized or {})))
         return found
 
     def _others(self, request: ImageRequest, program: Program, handoff: int | None) -> list[Program]:
@@ -126,5 +130,6 @@ class Planner:
             from relay.family import Family
 
             quiet_libraries()
-            self._families[name] = Family.load(name)
+            loaded = Family.load(name)
+            self._families[name] = self._families[loaded.name] = loaded  # offered by path, asked for by name
         return self._families[name]

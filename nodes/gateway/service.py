@@ -124,11 +124,9 @@ class Gateway:
                 return
             case Drain() if peer.role == "client":
                 sent = await self.send(message.node, message)
-                answer: Message = (
-                    Told(what="drain", value=message.node)
-                    if sent
-                    else Refused(reason=f"no node {message.node}", status=404)
-                )
+                answer: Message = Told(ref=message.ref, what="drain", value=message.node)
+                if not sent:
+                    answer = Refused(ref=message.ref, reason=f"there is no node {message.node}", status=404)
                 await _sent(self.control.send(identity, answer))
                 return
         node = self.registry.by_key(peer.key)
