@@ -63,6 +63,7 @@ class GatewayConfig(_Strict, frozen=True, kw_only=True):
     tries: Count = 6
     degrade_after_s: Positive = 2.0  # without a node that could go on
     keep_hours: Positive = 24.0
+    keep_mb: Positive = 2048.0  # of pictures
     tokens: str | None = None  # a file of bearer tokens, `TOKEN TENANT` a line
     prompts_in_logs: Literal["on", "hash", "off"] = "hash"
     advertise_data: str | None = None  # the data address as nodes dial it, where `data` binds to a wildcard
@@ -81,6 +82,7 @@ class NodeConfig(_Strict, frozen=True, kw_only=True):
     device: str | None = None
     dtype: str | None = None
     link: str | dict[str, Any] | None = None  # emulated, between this node and all others
+    link_control: str | None = None  # where `relay link-set` reaches that link: HOST:PORT or a unix socket's path
     battery: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None  # in place of what psutil reads
     pad: dict[str, int] | None = None  # data messages padded to these sizes: latent, image, embeddings
     checkpoints: bool | None = None  # default: edges do, devices do not

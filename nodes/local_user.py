@@ -69,13 +69,13 @@ class LocalUser:
         job = getattr(message, "job", "")
         if job in self._own:
             return await self._of_its_own(message)
-        if isinstance(message, Ask) and message.what == "status" and not self.node.registered.is_set():
+        if isinstance(message, Ask) and message.what == "status" and not self.node.reachable:
             return Told(ref=message.ref, what="status", value=self._status()), []
         if isinstance(message, Ask) and message.what == "image" and job in self.node.images:
             result, png = self.node.images[job]
             told = {"id": job, "stage": "done", "seed": result.report["seed"], "report": result.report}
             return Told(ref=message.ref, what="image", value=told), [png]
-        if self.node.registered.is_set():
+        if self.node.reachable:
             return await self._forwarded(message)
         if isinstance(message, Submit):
             return await self._alone(message), []

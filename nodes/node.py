@@ -40,7 +40,7 @@ from nodes.messages import (
     Result,
     Taken,
 )
-from nodes.transport import SendFailed
+from nodes.transport import CONNECTED, SendFailed
 from relay.program import Program
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ class Node:
                     peers=self._peers(),
                 )
             )  # fmt: skip
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the gateway is there."""
+        return self.registered.is_set() and self.control.state.kind == CONNECTED
 
     async def _tell(self, message: Message) -> bool:
         """To the gateway; False while it cannot be reached: what matters is said again when it is back."""
@@ -376,7 +381,7 @@ class Node:
         self.draining = reason
         log.info("%s: draining, %d jobs are left", reason, len(self.held))
         await self._tell(Leaving(reason=reason))
-        if self.registered.is_set():
+        if self.reachable:
             self._later(self._limit(limit_s if limit_s is not None else self.config.drain_s))
             await self._maybe_drained()
         else:
@@ -392,7 +397,7 @@ class Node:
         if self.draining is None or self.held:
             return
         for _ in range(100):  # results that are on their way, and latents that others come for
-            if not self.exchange.results and not len(self.exchange.depot):
+            if not (self.exchange.results or len(self.exchange.depot)) or not self.reachable:
                 break
             await asyncio.sleep(0.1)
         await self._leave()

@@ -108,19 +108,19 @@ def status(
 
         console = Console(width=None if watch else max(Console().width, 140))
         if not watch:
-            console.print(_status_table(await asker.status()))
+            console.print(status_table(await asker.status()))
             return
         from rich.live import Live
 
-        with Live(_status_table(await asker.status()), console=console, refresh_per_second=4) as live:
+        with Live(status_table(await asker.status()), console=console, refresh_per_second=4) as live:
             while True:
                 await asyncio.sleep(1)
-                live.update(_status_table(await asker.status()))
+                live.update(status_table(await asker.status()))
 
     _ask(gateway, key, gateway_key, main)
 
 
-def _status_table(told: dict[str, Any]) -> Any:
+def status_table(told: dict[str, Any]) -> Any:
     from rich.table import Table
 
     stages = ", ".join(f"{n} {stage}" for stage, n in told["stages"].items()) or "none"

@@ -103,6 +103,8 @@ def _link(deployment: Deployment, path: Path, name: str) -> tuple[list[str], dic
         routes[target] = f"tcp://127.0.0.1:{port}"
         argv += ["--listen", f"127.0.0.1:{port}", "--to", target.removeprefix("tcp://")]
     find_link(node.link)  # type: ignore[arg-type]  # refused here rather than in a child
+    if node.link_control is not None:
+        argv += ["--control", node.link_control]
     if isinstance(node.link, str):
         return [*argv, "--profile", node.link], routes
     store = Path(gateway.store)

@@ -5,12 +5,12 @@ import io
 
 import numpy as np
 import pytest
-from nodes_deployed import PROMPT, deployed
 from PIL import Image
-from tiny import build_sd3, write_family
+from tiny import PROMPT, build_sd3, write_family
 
 from nodes.asker import Asker, RefusedByGateway
 from nodes.commands.service import free_port
+from nodes.fleet import fleet
 from nodes.keys import Credentials, Peer
 from relay.pipeline import RelayPipeline
 
@@ -31,7 +31,7 @@ def running(tmp_path_factory, family):
     }
     offer = [{"family": str(family), "steps": 60, "handoff": 50, "matching": "exact"}]
     gateway = {"offer": offer, "checkpoint_every": 2, "degrade_after_s": 0.3}
-    with deployed(tmp_path_factory.mktemp("cut"), nodes, gateway) as up:
+    with fleet(tmp_path_factory.mktemp("cut"), nodes, gateway) as up:
         yield up
 
 

@@ -8,11 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from nodes_deployed import PROMPT, deployed
 from PIL import Image
-from tiny import build_sd3, build_sdxl, write_family
+from tiny import PROMPT, build_sd3, build_sdxl, write_family
 
 from nodes.asker import RefusedByGateway
+from nodes.fleet import fleet
 from nodes.images import KEY
 from relay.pipeline import RelayPipeline
 
@@ -52,7 +52,7 @@ def running(tmp_path_factory, families):
         {"family": str(families["tiny-sd3"]), "steps": 6, "handoff": 3},
         {"family": str(families["tiny-sdxl"]), "steps": 6},
     ]
-    with deployed(tmp_path_factory.mktemp("service"), nodes, {"offer": offer, "checkpoint_every": 2}) as up:
+    with fleet(tmp_path_factory.mktemp("service"), nodes, {"offer": offer, "checkpoint_every": 2}) as up:
         yield up
 
 
@@ -63,7 +63,7 @@ def pixels(png):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_networked_run_gives_the_image_of_the_run_in_one_process(running, families, name):
     program = PROGRAMS[name]
-    told, png = running.run(program=program, seed=7)
+    told, png = running.draw(prompt=PROMPT, program=program, seed=7)
     assert told["stage"] == "done"
     assert told["report"]["program"] == program
     pipe = RelayPipeline.from_pretrained(families[program.split("/")[0]])
@@ -73,14 +73,14 @@ def test_a_networked_run_gives_the_image_of_the_run_in_one_process(running, fami
 
 
 def test_what_is_left_open_is_chosen_from_the_offer_and_reported(running):
-    told, png = running.run()
+    told, png = running.draw(prompt=PROMPT)
     report = told["report"]
     assert report["program"].startswith(("tiny-sd3/", "tiny-sdxl/"))
     assert report["steps"]["large"] + report["steps"]["small"] > 0
     assert report["policy"] == "least-finish-time"
     assert report["probability"] == 1.0
     assert told["degraded"] is False
-    _, png_again = running.run(program=report["program"], seed=told["seed"])
+    _, png_again = running.draw(prompt=PROMPT, program=report["program"], seed=told["seed"])
     assert np.abs(pixels(png) - pixels(png_again)).max() <= 1
 
 
@@ -101,7 +101,7 @@ def test_what_is_left_open_is_chosen_from_the_offer_and_reported(running):
 )
 def test_what_cannot_be_done_is_refused_with_its_reason(running, wrong, said):
     with pytest.raises(RefusedByGateway, match=said):
-        running.run(**wrong)
+        running.draw(**{"prompt": PROMPT} | wrong)
 
 
 def test_images_of_one_request_use_seed_plus_i(running):
@@ -126,7 +126,7 @@ def test_an_idempotency_key_gives_the_first_request_again(running):
 
 
 def test_a_deadline_ends_in_an_error_that_says_so(running):
-    told, _ = running.run(program=SD3.format("large:180:0-180", "3", "encode"), deadline_ms=60)
+    told, _ = running.draw(prompt=PROMPT, program=SD3.format("large:180:0-180", "3", "encode"), deadline_ms=60)
     assert told["stage"] == "failed"
     assert "deadline" in told["error"]
 
@@ -151,12 +151,12 @@ def test_many_at_once_share_batches_and_all_end(running):
 
 
 def test_status_and_trace_say_what_happened(running):
-    told, _ = running.run(program=PROGRAMS["relay"], seed=1)
+    told, _ = running.draw(prompt=PROMPT, program=PROGRAMS["relay"], seed=1)
     ends = time.monotonic() + 10
-    while (
-        any(node["round_trip_s"] is None for node in (status := running.status())["nodes"]) and time.monotonic() < ends
-    ):
-        time.sleep(0.2)  # the first heartbeats
+    status = running.status()
+    while time.monotonic() < ends and any(node["round_trip_s"] is None for node in status["nodes"]):
+        time.sleep(0.2)  # until the first heartbeats
+        status = running.status()
     assert {node["name"]: node["role"] for node in status["nodes"]} == {
         "edge-1": "edge",
         "edge-2": "edge",
@@ -197,7 +197,7 @@ def test_a_job_survives_the_death_of_the_edge_that_has_it(running):
     assert any("lost" in said or "restarted" in said for said in told["report"]["history"])
     assert told["degraded"] is False
     png = running.ask(lambda asker: asker.image(job))[1]
-    _, png_unbroken = running.run(program=program, seed=5, timeout_s=60)
+    _, png_unbroken = running.draw(prompt=PROMPT, program=program, seed=5, timeout_s=60)
     assert np.abs(pixels(png) - pixels(png_unbroken)).max() <= 1
     running.wait_for_nodes()
 

@@ -1,4 +1,4 @@
-"""A real deployment for tests: real processes on free loopback ports, over tiny random members unless said otherwise."""
+"""A deployment's processes as one object, for demos, benchmarks, fault suites and tests: start, wait, ask, kill."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ import yaml
 from nodes.asker import Asker
 from nodes.commands.service import children_of, free_port
 from nodes.deployment import read_deployment
-from nodes.keys import Credentials, Peer
+from nodes.keys import Credentials, Peer, load_public, load_secret
+from nodes.process import keys_folder
 from nodes.supervise import Supervisor
 
-PROMPT = "a red circle"
 
-
-class Running:
+class Fleet:
     """A deployment that runs. `ask(work)` gives a coroutine function an Asker and returns what it returns."""
 
     def __init__(self, path: Path, up: Supervisor):
@@ -34,20 +33,28 @@ class Running:
 
     def ask(self, work: Any, timeout_s: float = 60.0) -> Any:
         async def asking() -> Any:
-            server = Peer(name="gateway", role="gateway", key="gateway/gateway")
-            async with Asker(self.gateway.control, Credentials.plain_text("client", "client"), server) as asker:
+            async with self.asker() as asker:
                 return await asyncio.wait_for(work(asker), timeout_s)
 
         return asyncio.run(asking())
 
+    def asker(self) -> Asker:
+        """As its client: with the key `client` where the deployment has keys."""
+        folder = keys_folder(self.deployment, self.path)
+        if folder is None:
+            mine, server = Credentials.plain_text("client", "client"), Peer(name="gateway", role="gateway")
+        else:
+            mine, server = load_secret(folder / "client.key"), load_public(folder / "gateway.pub")
+        return Asker(self.gateway.control, mine, server)
+
     def status(self) -> dict[str, Any]:
         return self.ask(lambda asker: asker.status())
 
-    def run(self, timeout_s: float = 60.0, **request: Any) -> tuple[dict[str, Any], bytes | None]:
+    def draw(self, timeout_s: float = 60.0, **request: Any) -> tuple[dict[str, Any], bytes | None]:
         """One picture: its end, and its PNG if there is one."""
 
         async def work(asker: Asker) -> tuple[dict[str, Any], bytes | None]:
-            accepted = await asker.submit({"prompt": PROMPT, **request})
+            accepted = await asker.submit(request)
             told = await asker.wait(accepted.jobs[0], timeout_s)
             return told, (await asker.image(accepted.jobs[0]))[1] if told["stage"] == "done" else None
 
@@ -73,14 +80,21 @@ class Running:
             if wanted <= here:
                 return
             time.sleep(0.2)
-        raise AssertionError(f"{wanted - here} not ready within {timeout_s} s: {self.up.status()}")
+        raise TimeoutError(f"{', '.join(sorted(wanted - here))} not ready within {timeout_s:g} s: {self.up.status()}")
 
 
 @contextmanager
-def deployed(
-    folder: Path, nodes: dict[str, dict[str, Any]], gateway: dict[str, Any], log: Any = None
-) -> Iterator[Running]:
-    """`nodes` and `gateway` as in a deployment's YAML; addresses and store are filled in."""
+def fleet(
+    folder: Path,
+    nodes: dict[str, dict[str, Any]],
+    gateway: dict[str, Any],
+    keys: str | None = None,
+    ready_s: float = 120.0,
+) -> Iterator[Fleet]:
+    """Processes of a deployment on free loopback ports, all of its nodes ready; stopped at the end.
+
+    `nodes` and `gateway` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     filled = {
         name: config | ({"data": f"tcp://127.0.0.1:{free_port()}"} if config["role"] == "edge" else {})
@@ -89,21 +103,16 @@ def deployed(
     ports = {key: f"tcp://127.0.0.1:{free_port()}" for key in ("control", "data")}
     own = {"http": None, "store": str(folder / "store"), "heartbeat_s": 0.3} | ports | gateway
     path = folder / "deployment.yaml"
-    path.write_text(yaml.safe_dump({"name": "test", "gateway": own, "nodes": filled}))
+    deployment = {"name": folder.name, "gateway": own, "nodes": filled} | ({"keys": keys} if keys else {})
+    path.write_text(yaml.safe_dump(deployment))
     with (folder / "log.txt").open("w") as file:
-        up = Supervisor(
-            children_of(read_deployment(path), path), out=log or file, stop_s=8.0, deaths=50, backoff_s=(0.05, 0.5)
-        )
+        children = children_of(read_deployment(path), path)
+        up = Supervisor(children, out=file, stop_s=15.0, deaths=1000, backoff_s=(0.05, 0.5))
         with up:
-            running = Running(path, up)
+            running = Fleet(path, up)
             try:
-                running.wait_for_nodes()
+                running.wait_for_nodes(timeout_s=ready_s)
                 yield running
             except BaseException:
                 print((folder / "log.txt").read_text()[-6000:], file=sys.stderr)
                 raise
-
-
-def gather(*work: Coroutine[Any, Any, Any]) -> Any:
-    """All of them, in order."""
-    return asyncio.gather(*work)
