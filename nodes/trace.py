@@ -1,4 +1,4 @@
-"""A job's timeline, from the ledger's events: as rows that a person reads, or as Chrome trace JSON.
+"""A job's timeline, from the ledger's events: as rows, or as Chrome trace JSON.
 
 An event is `{"at": wall-clock s, "node": who, "what": stage that is entered, ...}`. All `at` are the gateway's clock, when
 it heard of it; `left` and `spent_s` name the stage that ended there and the seconds it took by its node's own clock. So a
@@ -21,21 +21,6 @@ def timeline(events: Iterable[Event]) -> list[dict[str, Any]]:
     return [{"after_s": round(row["at"] - start, 6), **row} for row in rows]
 
 
-def lines(events: Iterable[Event]) -> list[str]:
-    """One line an event: when, where, what began, what ended and how long that took."""
-    found = []
-    for row in timeline(events):
-        line = f"{row['after_s']:9.3f} s  {row['node']:<12}  {row['what']:<10}"
-        if row.get("left") and row["left"] != row["what"]:
-            line += f"  after {row.get('spent_s', 0.0):.3f} s {row['left']}"
-        rest = {key: value for key, value in row.items() if key not in (*_OWN, "after_s", "program")}
-        said = "  ".join(f"{key} {_shown(value)}" for key, value in rest.items() if value not in (None, "", []))
-        found.append(f"{line}  {said}".rstrip())
-        if row.get("program"):
-            found.append(f"{'':11}  {'':<12}  {row['program']}")
-    return found
-
-
 def chrome_trace(job: str, events: Iterable[Event]) -> dict[str, Any]:
     """The object that chrome://tracing and Perfetto open: a track a node, a slice a stage, a mark for the rest."""
     rows = timeline(events)
@@ -49,10 +34,10 @@ def chrome_trace(job: str, events: Iterable[Event]) -> dict[str, Any]:
         at, track = row["after_s"] * 1e6, tracks[row["node"]]
         said = {key: value for key, value in row.items() if key not in _OWN}
         if row.get("left") and row.get("spent_s"):
-            spent = row["spent_s"] * 1e6
+            start = max(at - row["spent_s"] * 1e6, 0.0)  # a stage may begin before its first event was written
             found.append(
-                {"ph": "X", "name": row["left"], "cat": "stage", "pid": 1, "tid": track, "ts": max(at - spent, 0.0),
-                 "dur": spent, "args": said}
+                {"ph": "X", "name": row["left"], "cat": "stage", "pid": 1, "tid": track, "ts": start, "dur": at - start,
+                 "args": said | {"spent_s": row["spent_s"]}}
             )  # fmt: skip
         if row["node"] == "gateway" or not row.get("left"):
             found.append(
@@ -60,8 +45,3 @@ def chrome_trace(job: str, events: Iterable[Event]) -> dict[str, Any]:
             )  # fmt: skip
     return {"traceEvents": found, "displayTimeUnit": "ms", "otherData": {"job": job, "clock": "the gateway's"}}
 
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -192,8 +192,12 @@ class Dispatcher:
         for job in sorted(waiting, key=lambda j: (j.deadline, j.accepted)):
             await self._place(job)
         if self.events:
-            events, self.events = self.events, []
-            self._spawn(self._quietly(self.ledger.note(events)))
+            self._spawn(self.flush())
+
+    async def flush(self) -> None:
+        """The timeline so far is on disk when this returns, as far as the disk takes it."""
+        events, self.events = self.events, []
+        await self._quietly(self.ledger.note(events))
 
     def _patience(self, job: Job) -> float:
         backlog = sum(sum(n.jobs.values()) for name in job.nodes() if (n := self.registry.nodes.get(name)))
@@ -250,12 +254,13 @@ class Dispatcher:
         job.attempt = self._next_attempt()
         job.stretches = stretches(action, first)
         job.placed_on[job.attempt] = job.nodes()
+        left, waited = str(job.stage), time.monotonic() - job.moved
         job.enter(Stage.PLACED)
         self.decisions.write(job, context, chosen, point)
         self._spawn(self._quietly(self.ledger.placed(job.id, job.attempt, str(job.program), sorted(job.nodes()))))
         self._note(
             job.id, "gateway", "placed", nodes=list(action.nodes), program=str(job.program), attempt=job.attempt,
-            policy=chosen.policy, probability=chosen.probability,
+            policy=chosen.policy, probability=chosen.probability, left=left, spent_s=waited,
         )  # fmt: skip
         job.tell("placed")
         if point and point.holder not in ("gateway", job.stretches[0].node):
@@ -335,6 +340,8 @@ class Dispatcher:
         if message.left:
             spent = job.spent.setdefault(node.name, {})
             spent[message.left] = spent.get(message.left, 0.0) + message.spent_s
+        if message.batch:
+            self._observe(node.name, "step", {"batch": message.batch})
         if message.stage == "denoising":
             if job.stage is Stage.PLACED:
                 job.enter(Stage.DENOISING)
@@ -498,8 +505,11 @@ class Dispatcher:
     def _note(self, job: str, node: str, what: str, **data: Any) -> None:
         said = {k: v for k, v in data.items() if v is not None}
         self.events.append((job, time.time(), node, what, said))
+        self._observe(node, what, said)
+
+    def _observe(self, node: str, what: str, data: dict[str, Any]) -> None:
         for observer in self.observers:
-            observer(node, what, said)
+            observer(node, what, data)
 
     def _spawn(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
