@@ -152,7 +152,7 @@ class Link:
 
     def accept(self, near: SocketEnd, to: tuple[str, int]) -> None:
         """`near` was dialled: dial `to` for it."""
-        if self.state == "cut" or len(self.ends) >= 2 * MOST:
+        if self.state == "cut" or len(self.up.pipes) + len(self._dials) >= MOST:
             self._refused += self.state != "cut"
             near.reset()
             return
@@ -210,7 +210,11 @@ class SocketEnd(asyncio.BufferedProtocol):
         self._ended = True
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # whoever is behind this socket is gone, and nothing was read that would have said so
+            self.transport.abort()
+            return
         if self._peer is not None and self._peer._ended:
             for end in (self, self._peer):  # both ways have ended: close() still sends what the socket has not taken
                 end._closing = True

@@ -36,8 +36,8 @@ CHUNK = (1024, 256 << 10)  # bytes of one read, at least and at most
 
 
 class LineStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One direction, as `status` answers. `late_*`: how long after they were due bytes were handed on, since the start:
-    the emulator's own error, from a busy machine or a line that is faster than this process."""
+    """One direction, as `status` answers. `late_*`: how long after they were due bytes were handed on, since the last
+    change: the emulator's own error, from a busy machine or a line that is faster than this process."""
 
     profile: LinkProfile
     bytes: int  # handed on to the receiver
@@ -88,6 +88,7 @@ class Line:
         now = now if self.stalled_at is None else self.stalled_at
         ratio = self.profile.bandwidth_bit_s / profile.bandwidth_bit_s
         self.profile = profile
+        self._late_s, self._late_max_s, self._handed_on = 0.0, 0.0, 0
         self._move(lambda t: now + (t - now) * ratio if t > now else t, now)
         for pipe in list(self.pipes):
             pipe.delay = self.draw_delay()

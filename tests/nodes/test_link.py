@@ -1,7 +1,9 @@
 """The link emulator, over real sockets: as slow as its profile says, changed, stalled and cut while traffic runs."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -17,7 +19,7 @@ import zmq
 from test_supervise import ROOT, wait_gone
 
 from nodes import cli
-from nodes.link import Change, format_address, parse_address
+from nodes.link import MOST, Change, format_address, parse_address
 from nodes.link_control import LinkControl, LinkProcess, LinkUnreachable
 from nodes.link_line import BUFFER, Line
 from relay.errors import BadRequest
@@ -90,8 +92,13 @@ def pair(control, process, servers):
     yield connect
     for each in made:
         each.close()
-    ends = time.monotonic() + 10
     control.restore()
+    wait_idle(control)
+
+
+def wait_idle(control):
+    """Until no connection is left."""
+    ends = time.monotonic() + 10
     while control.status().connections:
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -295,13 +302,60 @@ def test_bytes_are_counted_and_an_idle_link_uses_no_processor(control, pair):
     assert control.status().cpu_s - after.cpu_s < 0.01
 
 
-def test_a_target_that_is_not_there_is_a_reset():
+def test_however_connections_end_nothing_of_them_stays_and_nothing_is_complained_about(capfd):
+    """Closed, half closed, reset and abandoned ones, through stalls and cuts."""
+    draw = random.Random(0)
+    with socket.create_server(("127.0.0.1", 0), backlog=200) as server:
+        threading.Thread(target=echo_all, args=(server,), daemon=True).start()
+        with LinkProcess([format_address(server.getsockname())], FAST) as link:
+            for i in range(200):
+                near = socket.create_connection(parse_address(link.addresses[0]), timeout=10)
+                near.sendall(bytes(size := draw.choice([0, 1, 1000, 50_000])))
+                how = draw.choice(["close", "half close", "answered", "reset"])
+                if how == "half close":
+                    near.shutdown(socket.SHUT_WR)
+                if how == "answered":
+                    receive(near, size)
+                if how == "reset":
+                    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                near.close()
+                if i % 40 == 20:
+                    link.control.stall() if i % 80 == 20 else link.control.cut()
+                    link.control.restore()
+            wait_idle(link.control)
+            assert link.control.status().up.under_way == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def echo_all(server):
+    """Send back what comes, on every connection, until the server is closed."""
+
+    def echo(sock):
+        with sock, contextlib.suppress(OSError):
+            while data := sock.recv(1 << 16):
+                sock.sendall(data)
+
+    with contextlib.suppress(OSError):
+        while True:
+            sock, _ = server.accept()
+            threading.Thread(target=echo, args=(sock,), daemon=True).start()
+
+
+def test_what_has_no_target_and_what_is_too_much_is_reset_and_counted():
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = format_address(gone.getsockname())
-    with LinkProcess([address], "lan") as link:
+    with LinkProcess([address], FAST) as link, contextlib.ExitStack() as held:
         with pytest.raises(ConnectionResetError):  # in time for the dial itself, or right after it
             socket.create_connection(parse_address(link.addresses[0]), timeout=10).recv(1)
         assert link.control.status().refused == 1
+        link.control.stall()
+        for _ in range(MOST + 5):
+            with contextlib.suppress(ConnectionResetError):
+                held.enter_context(socket.create_connection(parse_address(link.addresses[0]), timeout=10))
+        ends = time.monotonic() + 10
+        while link.control.status().refused < 6:
+            assert time.monotonic() < ends
+        assert link.control.status().refused == 6
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RUN = """
 import json, sys
 from nodes.supervise import Child, Supervisor
-children = [Child(name, [sys.executable, "-c", code]) for name, code in json.loads(sys.argv[1]).items()]
+children = [Child(name, [sys.executable, "-IS", "-c", code]) for name, code in json.loads(sys.argv[1]).items()]
 sys.exit(Supervisor(children, **json.loads(sys.argv[2])).run())
 """
 STAY = "import time; print('here', flush=True); time.sleep(600)"
@@ -145,8 +145,8 @@ def test_it_ends_when_all_its_children_have_ended(up):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_asks_each_child_and_waits_for_it(up, number):
     polite = (
-        "import signal, time, sys\n"
-        "def bye(*_): time.sleep(0.3); print('handed on', flush=True); sys.exit(0)\n"
+        "import os, signal, time\n"
+        "def bye(*_): time.sleep(0.3); os.write(1, b'handed on\\n'); os._exit(0)\n"
         "signal.signal(signal.SIGTERM, bye); signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
         "print('here', flush=True); time.sleep(600)"
     )
@@ -208,7 +208,7 @@ def test_it_stops_when_nobody_reads_its_lines(up):
 
 
 def child(name, code, **options):
-    return Child(name, [sys.executable, "-c", code], **options)
+    return Child(name, [sys.executable, "-IS", "-c", code], **options)
 
 
 def test_ready_is_asked_until_it_says_yes_and_again_after_a_restart(tmp_path, capsys):
