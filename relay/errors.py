@@ -22,3 +22,23 @@ class HandoffRefused(RelayError):
 
 class NonFiniteLatent(RelayError):
     """A member produced NaN or infinity; the message names the member and the step."""
+
+
+class Busy(RelayError):
+    """Nothing more is taken in now; `retry_after_s` seconds from now there should be room."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Cancelled(RelayError):
+    """Nobody wants it any more; the message says how far it got."""
+
+
+class DeadlinePassed(RelayError):
+    """The time that was given is over; the message says how far it got."""
+
+
+class StepFailed(RelayError):
+    """A member could not make a step: out of memory at one image, or an error of its own."""

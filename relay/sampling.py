@@ -45,11 +45,16 @@ def walk_leg(
         now, then = (torch.full((len(x),), level, dtype=torch.float32) for level in (sigma, sigma_next))
         x = euler_step(x, denoiser(x, now, cond, guidance), now, then)
         if not torch.isfinite(x).all():
-            raise NonFiniteLatent(
-                f"{member} made a non-finite latent in step {i + 1} of {len(sigmas) - 1} (sigma {sigma:.4g},"
-                f" {str(denoiser.dtype).removeprefix('torch.')}): try another dtype or a lower guidance"
-            )
+            raise non_finite(member, i + 1, sigmas, denoiser.dtype)
         if on_step is not None:
             replaced = on_step(i, sigma_next, x)
             x = x if replaced is None else replaced.to(x)
     return x
+
+
+def non_finite(member: str, step: int, sigmas: Sequence[float], dtype: torch.dtype) -> NonFiniteLatent:
+    """The error of a `member` whose step number `step`, counted from 1, along `sigmas` gave NaN or infinity."""
+    return NonFiniteLatent(
+        f"{member} made a non-finite latent in step {step} of {len(sigmas) - 1} (sigma {sigmas[step - 1]:.4g},"
+        f" {str(dtype).removeprefix('torch.')}): try another dtype or a lower guidance"
+    )
