@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nodes.commands import generate, handoff, inspect
+from nodes.commands import ask, generate, handoff, inspect, keys, link, service
 from relay.errors import BadRequest, RelayError
 
 # The base of every complaint about the command line; typer carries it without naming it.
@@ -30,6 +30,19 @@ app.command("families")(inspect.families)
 app.command("judge")(inspect.judge)
 app.command("show")(generate.show)
 app.command("doctor")(inspect.doctor)
+app.command("keygen")(keys.keygen)
+app.command("link")(link.link)
+app.command("link-set")(link.link_set)
+
+app.command("gateway")(service.gateway)
+app.command("edge")(service.edge)
+app.command("device")(service.device)
+app.command("up")(service.up)
+app.command("submit")(ask.submit)
+app.command("status")(ask.status)
+app.command("trace")(ask.trace)
+app.command("cancel")(ask.cancel)
+app.command("drain")(ask.drain)
 
 
 def main() -> None:

@@ -92,8 +92,22 @@ def judge(
 def doctor(
     family: Annotated[str | None, typer.Option(help="Check this family too.")] = None,
     role: Annotated[str, typer.Option(help="all | edge | device: what this machine shall hold.")] = "all",
+    peer: Annotated[str | None, typer.Option(metavar="ADDR", help="Check the node at tcp://HOST:PORT instead.")] = None,
+    key: Annotated[Path | None, typer.Option(help="With --peer: the .key file of the node that asks.")] = None,
+    peer_key: Annotated[Path | None, typer.Option(help="With --peer: the .pub file of the node that answers.")] = None,
+    allow_plain_text: Annotated[bool, typer.Option(help="With --peer: without keys, off loopback too.")] = False,
 ) -> None:
-    """Versions, devices, threads, what works here; with --family also bytes to download and memory needed."""
+    """Versions, devices, threads, what works here; with --family also bytes to download and memory needed. With --peer:
+    whether a node can be reached with this key, its version, round trip and throughput."""
+    if peer is not None:
+        from nodes.peer_check import check_peer
+
+        if family:
+            raise BadRequest("--peer asks another node, --family this machine: one at a time")
+        print(check_peer(peer, key, peer_key, plain=allow_plain_text).lines())
+        return
+    if key or peer_key or allow_plain_text:
+        raise BadRequest("--key, --peer-key and --allow-plain-text say how to reach a --peer")
     import os
     import platform
     import sys

@@ -1,0 +1,186 @@
+"""Control and data lanes: the socket options of each, addresses, plain text, and a socket's monitor.
+
+Control and data have sockets, connections and ZeroMQ contexts (an I/O thread each) of their own: encrypting and sending
+50 MB takes nothing from a heartbeat.
+
+Only control sockets have ZeroMQ's own heartbeats. On a data socket they would cut what they should guard: the answer to a
+ping waits behind the payload under way, so a transfer that takes longer than the time-out is cut, again and again. There
+the kernel watches: keepalive when idle, TCP_USER_TIMEOUT when sent bytes are not acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import struct
+from asyncio import Future
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import zmq
+import zmq.asyncio
+
+from nodes.messages import MAX_PAYLOAD, MessageRefused, size_of
+from relay.errors import BadRequest, RelayError
+
+log = logging.getLogger("relay.transport")
+
+_EVENT = struct.Struct("=Hi")  # of a monitor: event, value; in this machine's byte order
+HANDSHAKE_S = 10.0  # a connection that is not through its handshake by then is dropped
+CONNECT_S = 5.0
+LINGER_S = 1.0  # what is still to be sent when a socket closes has this long
+DEAD_S = 60.0  # sent bytes that the peer's kernel does not acknowledge for so long end the connection
+CURVE_OVERHEAD = 64  # bytes that encryption adds to a frame, and room
+
+
+@dataclass(frozen=True)
+class Lane:
+    """`max_frame`: bytes, longer ones cut the connection before they are read. `high_water`: messages queued per peer
+    and direction. `heartbeat_s`: between pings, silence of five of them cuts; None: the kernel watches."""
+
+    name: str
+    max_frame: int
+    high_water: int
+    heartbeat_s: float | None
+
+
+CONTROL = Lane("control", 1 << 20, 256, 2.0)
+DATA = Lane("data", MAX_PAYLOAD, 8, None)
+
+
+class SendFailed(RelayError):
+    """A message that did not get on its way, and why."""
+
+
+class PeerGone(SendFailed):
+    """There is no connection to the peer (any more)."""
+
+
+class PeerSlow(SendFailed):
+    """The peer took nothing off its full queue within the time-out."""
+
+
+def prepare(socket: zmq.asyncio.Socket, address: str, lane: Lane) -> None:
+    """Options of every socket here, whichever side it is. ZeroMQ's defaults are without bounds; these have them."""
+    socket.setsockopt(zmq.SNDHWM, lane.high_water)
+    socket.setsockopt(zmq.RCVHWM, lane.high_water)
+    socket.setsockopt(zmq.MAXMSGSIZE, lane.max_frame + CURVE_OVERHEAD)
+    socket.setsockopt(zmq.LINGER, int(LINGER_S * 1000))
+    socket.setsockopt(zmq.HANDSHAKE_IVL, int(HANDSHAKE_S * 1000))
+    socket.setsockopt(zmq.BACKLOG, 128)
+    if lane.heartbeat_s is not None:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, int(lane.heartbeat_s * 1000))
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(lane.heartbeat_s * 5000))
+        socket.setsockopt(zmq.HEARTBEAT_TTL, int(lane.heartbeat_s * 5000))
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 15)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 4)
+    socket.setsockopt(zmq.TCP_MAXRT, int(DEAD_S * 1000))
+    if ":" in split_address(address)[1]:
+        socket.setsockopt(zmq.IPV6, 1)
+
+
+def check_frames(frames: list[bytes | memoryview], lane: Lane) -> int:
+    """Bytes in all. MessageRefused if one is longer than the lane carries: the other side would cut the connection."""
+    sizes = [size_of(frame) for frame in frames]
+    if max(sizes) > lane.max_frame:
+        raise MessageRefused(f"{max(sizes)} bytes are over the {lane.name} lane's limit of {lane.max_frame}")
+    return sum(sizes)
+
+
+def split_address(address: str) -> tuple[str, str, str]:
+    """(tcp or ipc, host or path, port or empty). BadRequest if it is no address."""
+    if found := re.fullmatch(r"ipc://(.+)", address):
+        return "ipc", found[1], ""
+    found = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.%\w]+\]|[^:/\s]+):(\d{1,5}|\*)", address)
+    if found and (found[2] == "*" or int(found[2]) < 65536):
+        return "tcp", found[1].strip("[]"), found[2]
+    raise BadRequest(f"{address!r} is no address: tcp://HOST:PORT or ipc://PATH")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody outside this machine can be, or reach, what is there."""
+    kind, host, _ = split_address(address)
+    if kind == "ipc" or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, an interface or *
+        return False
+
+
+def check_plain_text(address: str, allowed: bool) -> None:
+    """BadRequest where plain text would leave this machine and nobody said that it may."""
+    if not allowed and not is_loopback(address):
+        raise BadRequest(
+            f"{address} is not on loopback, and there it takes keys (relay keygen): in plain text anybody could read "
+            "and say anything; allow_plain_text: true if you mean that"
+        )
+
+
+def take_now(socket: zmq.asyncio.Socket) -> list[zmq.Frame] | None:
+    """The frames of the next message without waiting or copying, None if there is none."""
+    try:
+        return cast(Future[list[zmq.Frame]], socket.recv_multipart(zmq.NOBLOCK, copy=False)).result()
+    except zmq.Again:
+        return None
+    finally:
+        # ZeroMQ signals a change once: what this call has seen of it, others who wait for the socket are told here.
+        socket.get(zmq.EVENTS)
+
+
+def send_now(socket: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> bool:
+    """Hand frames to ZeroMQ without waiting or copying; False if the queue is full. ZMQError as ZeroMQ has it."""
+    try:
+        cast(Future[Any], socket.send_multipart(frames, zmq.NOBLOCK, copy=False)).result()
+    except zmq.Again:
+        return False
+    return True
+
+
+def background(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task nobody waits for: if it breaks, that is an error of ours, and the log says so."""
+
+    def said(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("%s broke", task.get_coro(), exc_info=error)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(said)
+    return task
+
+
+class Monitor:
+    """What happens to a socket's connections: (event, value). The value is the connection's file descriptor, or the
+    code of a failure."""
+
+    EVENTS = (
+        zmq.EVENT_ACCEPTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+    )  # fmt: skip
+
+    def __init__(self, socket: zmq.asyncio.Socket):
+        self._socket = socket
+        self._pair = socket.get_monitor_socket(self.EVENTS)
+
+    def drain(self) -> list[tuple[int, int]]:
+        """All that has happened since the last look; never waits."""
+        events = []
+        while (frames := take_now(self._pair)) is not None:
+            events.append(_EVENT.unpack(frames[0].bytes))
+        return events
+
+    async def wait(self, timeout_s: float | None = None) -> list[tuple[int, int]]:
+        """As `drain`, but waits for something; empty when the time is over."""
+        if not (events := self.drain()):
+            await self._pair.poll(None if timeout_s is None else int(timeout_s * 1000))
+            events = self.drain()
+        return events
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._pair.close(0)
