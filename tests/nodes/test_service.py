@@ -4,6 +4,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from tiny import PROMPT, build_sd3, build_sdxl, write_family
 
 from nodes.asker import RefusedByGateway
+from nodes.cli import main
 from nodes.fleet import fleet
 from nodes.images import KEY
 from relay.pipeline import RelayPipeline
@@ -253,3 +256,43 @@ def test_a_drained_node_finishes_what_it_has(running):
         return [(await asker.wait(job, 60)) for job in jobs]
 
     assert [told["stage"] for told in running.ask(work, 90)] == ["done"] * 8
+
+
+def test_the_command_line_asks_fetches_and_shows(running, tmp_path, capsys, monkeypatch):
+    def relay(*words):
+        monkeypatch.setattr(sys, "argv", ["relay", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    here = ("--gateway", running.gateway.control)
+    code, out, _ = relay("submit", PROMPT, "--program", PROGRAMS["relay"], "--seed", "9", "--out", str(tmp_path), *here)
+    assert code == 0
+    assert "3 large + 3 small steps" in out
+    assert "seed 9" in out
+    job = next(tmp_path.glob("job-*.png")).name.rsplit("-", 1)[0]
+    code, out, _ = relay("status", *here)
+    assert code == 0
+    assert all(name in out for name in ("edge-1", "phone", "ready"))
+    code, out, _ = relay("trace", job, *here)
+    assert code == 0
+    assert "placed" in out
+    code, _, _ = relay("trace", job, "--chrome", str(tmp_path / "trace.json"), *here)
+    assert code == 0
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    code, _, err = relay("trace", "job-nobody", *here)
+    assert code == 1
+    assert "no job" in err
+    code, _, err = relay("submit", "", *here)
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_nobody_there_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "nodes.cli", "status", "--gateway", "tcp://127.0.0.1:9"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr.strip().splitlines()[-1]

@@ -1,0 +1,66 @@
+"""`relay up` as a user runs it: it starts, serves, and Ctrl-C leaves nothing behind; bad deployments get one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+from tiny import build_sd3, write_family
+
+from nodes.commands.service import free_port
+
+
+def up(path, *words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "nodes.cli", "up", str(path), *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0,
+    )  # fmt: skip
+
+
+def test_ctrl_c_stops_everything_and_leaves_no_orphan(tmp_path):
+    family = write_family(tmp_path / "tiny-sd3.yaml", build_sd3(tmp_path / "sd3"), "sd3")
+    ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
+    path = tmp_path / "deployment.yaml"
+    gateway = {
+        "control": ports[0], "data": ports[1], "http": None, "store": str(tmp_path / "store"),
+        "offer": [{"family": str(family)}],
+    }  # fmt: skip
+    node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}, "link": "lan"}
+    path.write_text(yaml.safe_dump({"gateway": gateway, "nodes": {"edge": node}}))
+    process = up(path)
+    said, ends = [], time.monotonic() + 120
+    for line in process.stdout:
+        said.append(line)
+        if "node edge is here" in line or time.monotonic() > ends:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 3, said  # gateway, edge, and the edge's link
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"nodes": {"a": {"role": "edge", "families": {"mini-sd3": ["large"]}}}}, "an edge needs a data address"),
+        ({"nodes": {"a": {"role": "device", "families": {"mini-sd3": ["large"]}}}}, "a device holds small members"),
+        ({"nodes": {"a": {"role": "king", "families": {"mini-sd3": ["large"]}}}}, "role"),
+        ({"gateway": {"polcy": "fixed"}}, "polcy"),
+        ({"gateway": {"offer": []}}, "offer"),
+        ({"nodes": {"Bad Name": {"role": "device", "families": {"mini-sd3": ["small"]}}}}, "nodes"),
+    ],
+)
+def test_a_wrong_deployment_gets_one_line_that_names_file_and_key(tmp_path, wrong, said):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(yaml.safe_dump(wrong))
+    out, _ = (process := up(path)).communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(out.strip().splitlines()) == 1
+    assert str(path) in out
+    assert said in out
