@@ -12,13 +12,15 @@ from pathlib import Path
 
 from nodes.gateway.ledger import Ledger
 
+STRAY_S = 3600.0  # a file that no job names may be one whose end is just being written
+
 
 async def tidy(ledger: Ledger, store: Path, keep_hours: float, keep_mb: float) -> int:
     """Drop what is over; the number of pictures dropped. Call it now and then."""
     before = time.time() - keep_hours * 3600
     cutoff = await asyncio.to_thread(_cutoff, ledger, store, int(keep_mb * 1e6))
     images = await ledger.forget(max(before, cutoff))
-    await asyncio.to_thread(_remove, ledger, store, images, before)
+    await asyncio.to_thread(_remove, ledger, store, images)
     return len(images)
 
 
@@ -35,10 +37,11 @@ def _cutoff(ledger: Ledger, store: Path, limit: int) -> float:
     return 0.0
 
 
-def _remove(ledger: Ledger, store: Path, images: list[str], before: float) -> None:
+def _remove(ledger: Ledger, store: Path, images: list[str]) -> None:
     """The files of dropped jobs, and strays: written for a job that was cancelled before its end was on disk."""
     for image in images:
         (store / image).unlink(missing_ok=True)
+    before = time.time() - STRAY_S
     named, folder = {image for _, image in ledger.ended_images()}, store / "images"
     for file in folder.iterdir() if folder.is_dir() else ():
         try:

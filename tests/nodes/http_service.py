@@ -34,10 +34,12 @@ def free_port() -> int:
 
 
 class Service:
-    """A thread with an event loop: dispatcher, one working edge, one device that takes work and does nothing."""
+    """A thread with an event loop: dispatcher, one working edge, one device that takes work and does nothing. Without
+    `compute` nobody is there, and what is accepted waits."""
 
-    def __init__(self, store: Path, queue: int = 24):
+    def __init__(self, store: Path, queue: int = 24, compute: bool = True):
         self.store = store
+        self.compute: Compute | None = None
         offer = [Offer(family="mini-sd3", steps=4, handoff=2), Offer(family="mini-sdxl", mode="edge-only")]
         self.config = GatewayConfig(store=str(store), http=None, offer=offer, queue=queue, heartbeat_s=1.0)
         self.loop = asyncio.new_event_loop()
@@ -45,7 +47,7 @@ class Service:
         self.cancelled: list[str] = []  # jobs that the silent device was told to drop
         self._tasks: set[asyncio.Task[None]] = set()
         ready: Future[None] = Future()
-        self.thread = threading.Thread(target=self._run, args=(ready,), daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(ready, compute), daemon=True)
         self.thread.start()
         ready.result(timeout=60)
 
@@ -86,27 +88,34 @@ class Service:
     def close(self) -> None:
         for address in list(self.servers):
             self.hang_up(address)
-        self.compute.stop()
+        if self.compute is not None:
+            self.compute.stop()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(timeout=10)
         self.dispatcher.ledger.close()
 
-    def _run(self, ready: Future[None]) -> None:
+    def _run(self, ready: Future[None], compute: bool) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_until_complete(self._start())
+            self.loop.run_until_complete(self._start(compute))
             ready.set_result(None)
         except BaseException as error:
             ready.set_exception(error)
             raise
         self.loop.run_forever()
 
-    async def _start(self) -> None:
+    async def _start(self, compute: bool) -> None:
         self.registry = Registry(self.config.heartbeat_s)
         self.dispatcher = Dispatcher(
             self.config, self.registry, Ledger(self.store / "ledger.db"), Planner(self.config.offer),
             load_policy("least-finish-time"), self._send,
         )  # fmt: skip
+        await self.dispatcher.planner.start()
+        self._kept = [asyncio.ensure_future(work) for work in (self.dispatcher.run(), self._beat())]
+        if compute:
+            await self._populate()
+
+    async def _populate(self) -> None:
         self.compute = Compute(
             {"mini-sd3": ("large", "small")},
             lambda event: self.loop.call_soon_threadsafe(self._happened, event),
@@ -115,14 +124,12 @@ class Service:
         self.compute.start()
         await self.loop.run_in_executor(None, self.compute.ready.wait)
         assert self.compute.failed is None
-        await self.dispatcher.planner.start()
         asleep = Holding(
             family="mini-sdxl", members=("small",), decodes=True, fingerprint={}, curves={"small": {1: 2.0}}
         )
         for name, role, holdings in (("edge-1", "edge", self.compute.holdings), ("phone", "device", (asleep,))):
             said = Register(name=name, session="1", holdings=holdings, batch=2, queue=64)
             self.registry.register(said, role, f"{role}/{name}", name.encode())
-        self._kept = [asyncio.ensure_future(work) for work in (self.dispatcher.run(), self._beat())]
 
     async def _beat(self) -> None:
         for i in range(1 << 30):
@@ -132,6 +139,7 @@ class Service:
             await asyncio.sleep(0.3)
 
     async def _send(self, name: str, message: Message) -> bool:
+        assert self.compute is not None
         match message:
             case Assign() if name == "edge-1":
                 self.compute.take(message, time.monotonic() + (message.deadline_s or 60.0))
