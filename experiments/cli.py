@@ -99,6 +99,18 @@ def merge(
 
 
 @app.command()
+def pack(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+) -> None:
+    """Keep a run's rows without its images, small enough to ship; `report` draws from it."""
+    from experiments.run_folder import open_run
+    from experiments.run_folder import pack as pack_rows
+
+    print(f"{out}: {pack_rows(open_run(run), out) / 1000:.0f} KB")
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],

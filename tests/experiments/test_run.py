@@ -16,8 +16,9 @@ from tiny import write_family
 
 from experiments.cli import app
 from experiments.grid import read_experiment
+from experiments.report import write_report
 from experiments.run import prepare, run
-from experiments.run_folder import open_run
+from experiments.run_folder import open_run, pack
 from nodes.cli import run as run_app
 from relay.deviation import intensity
 from relay.errors import BadRequest
@@ -336,3 +337,13 @@ def test_the_example_in_the_docs_runs_as_written(tmp_path, monkeypatch):
     frame = open_run(tmp_path / "run").outcomes
     assert frame["score_contrast"].min() > 0
     assert frame.filter(pl.col("mode") == "full-cloud")["score_contrast_lost"].abs().max() == 0
+
+
+def test_packed_rows_are_the_runs_and_a_report_can_be_drawn_from_them(whole, tmp_path):
+    size = pack(whole, tmp_path / "packed")
+    packed = open_run(tmp_path / "packed")
+    assert packed.outcomes.equals(whole.outcomes)
+    assert packed.times.equals(whole.times)
+    assert not (tmp_path / "packed" / "images").exists()
+    assert size < 200_000
+    assert write_report([tmp_path / "packed"], tmp_path / "report").exists()
