@@ -351,17 +351,18 @@ class Compute(threading.Thread):
         done = received.index if received is not None and received.under_way else 0
         self._enter(work, "denoising", step=done)
         each, previews = work.assign.checkpoint_every, work.assign.preview_every
+        engine = self.engines[program.family, leg.member]
 
         def on_step(i: int, sigma: float, x: torch.Tensor) -> None:
             at, last = done + i, len(work.sigmas) - 1
-            self.emit(Event("progress", work.key, "denoising", work.k, at, last))
+            self.emit(Event("progress", work.key, "denoising", work.k, at, last, batch=engine.load.batch))
             if at < last and each and at % each == 0:
                 self.emit(Event("checkpoint", work.key, leg=work.k, step=at, data=self._checkpoint(work, at, x)))
             if at < last and previews and at % previews == 0:
                 self.emit(Event("preview", work.key, leg=work.k, step=at, data=self._preview(work, x)))
 
         assert work.cond is not None
-        self.engines[program.family, leg.member].submit(
+        engine.submit(
             Walk(
                 id=_walk_id(work.key), latent=latent, sigmas=work.sigmas[done:], conditioning=work.cond,
                 guidance=program.guidance[work.k], deadline=work.deadline, arrived=work.arrived, on_step=on_step,

@@ -59,7 +59,7 @@ class Metrics:
         self.stages = histogram(
             "relay_stage_seconds", "A stage, by the clock of where it ran", SECONDS, "stage", "role"
         )
-        self.batches = histogram("relay_step_batch", "Images that shared a job's step", BATCHES)
+        self.batches = histogram("relay_step_batch", "Images that shared a step, as jobs report it (sampled)", BATCHES)
         self.handoffs = counter("relay_handoff_bytes", "Bytes of latents that went from node to node")
         self.decisions = counter("relay_decisions", "Placements decided", "policy", "mode")
         self.requests = counter("relay_http_requests", "HTTP requests answered", "method", "route", "status")

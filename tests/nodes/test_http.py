@@ -501,9 +501,10 @@ def test_operators_see_readiness_metrics_and_status(http, service):
         'relay_decisions_total{mode="relay",policy="least-finish-time"}', 'relay_nodes{role="device",state="ready"} 1.0',
         'relay_node_queued{node="edge-1"}', "relay_ledger_errors_total 0.0", "relay_answers_degraded_total",
         'relay_http_requests_total{method="POST",route="/v1/images/generations",status="200"}',
-        'relay_job_seconds_bucket{end="done",le="300.0"}',
+        'relay_job_seconds_bucket{end="done",le="300.0"}', 'relay_step_batch_bucket{le="1.0"}',
     ):  # fmt: skip
         assert line in text, line
+    assert "relay_step_batch_count 0.0" not in text
     assert "acme" not in text
     assert {node["name"] for node in http.get("/status").json()["nodes"]} == {"edge-1", "phone"}
     service.registry.nodes["edge-1"].leaving = True
