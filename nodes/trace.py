@@ -44,4 +44,3 @@ def chrome_trace(job: str, events: Iterable[Event]) -> dict[str, Any]:
                 {"ph": "i", "name": row["what"], "cat": "gateway", "pid": 1, "tid": track, "ts": at, "s": "t", "args": said}
             )  # fmt: skip
     return {"traceEvents": found, "displayTimeUnit": "ms", "otherData": {"job": job, "clock": "the gateway's"}}
-
