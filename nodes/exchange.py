@@ -16,7 +16,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from nodes.depot import EMBEDDINGS, Depot
@@ -50,9 +50,11 @@ class Exchange:
     """`dial(address, key)` makes a client to a data socket; `gateway` is the one to the gateway's."""
 
     def __init__(
-        self, gateway: Client, gateway_address: str, dial: Callable[[str, str], Client], server: Server | None
-    ):
+        self, gateway: Client, gateway_address: str, dial: Callable[[str, str], Client], server: Server | None,
+        pad: Mapping[str, int] | None = None,
+    ):  # fmt: skip
         self.gateway, self.gateway_address, self.dial, self.server = gateway, gateway_address, dial, server
+        self.pad = dict(pad or {})  # kind of data message -> bytes that it is brought to
         self.depot = Depot()
         self.clients: dict[str, Client] = {gateway_address: gateway}
         self.results: OrderedDict[Key, tuple[Result, list[bytes]]] = OrderedDict()
@@ -170,8 +172,9 @@ class Exchange:
         key, now = (job, leg, identity), time.monotonic()
         if now < self._on_their_way.get(key, 0.0):
             return
+        kind = "embeddings" if leg == EMBEDDINGS else "latent"
         self._on_their_way[key] = now + self.server.meter(identity).timeout_for(len(data))
-        await _sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), [data]))
+        await _sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), self._padded(kind, data)))
 
     async def _put_here(self, identity: bytes, key: str, message: Latent, data: bytes) -> None:
         assert self.server is not None
@@ -257,10 +260,11 @@ class Exchange:
     ) -> bool:
         """Send and wait for its acknowledgement, for as long as its bytes should take."""
         key = (message.job, message.attempt, what, leg, index)
+        kind = "image" if what == "result" else "latent"
         future = self._seen[key] = asyncio.get_running_loop().create_future()
         try:
             for _ in range(tries):
-                if await _sent(client.send(message, [data] if data else [])):
+                if await _sent(client.send(message, self._padded(kind, data) if data else [])):
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(asyncio.shield(future), client.meter.timeout_for(len(data)))
                         return True
@@ -268,6 +272,11 @@ class Exchange:
             return False
         finally:
             self._seen.pop(key, None)
+
+    def _padded(self, kind: str, data: bytes) -> list[bytes | memoryview]:
+        """With zeros behind it where the config charges a real family's size, as a scaled link needs."""
+        rest = self.pad.get(kind, 0) - len(data)
+        return [data, bytes(rest)] if rest > 0 else [data]
 
     def release(self, job: str) -> None:
         """The job has ended: nothing of it is needed any more."""

@@ -186,8 +186,9 @@ class LocalUser:
         return Told(ref=message.ref, what="image", value=value), [told["png"]]
 
     def _status(self) -> dict[str, Any]:
+        why = self.node.control.state.reason or "not reached yet"
         return {
-            "gateway": f"none: {self.node.control.state.reason or 'not reached yet'}", "data": self.server.address, "version": "", "up_s": 0.0,
+            "gateway": f"none: {why}", "data": self.server.address, "version": "", "up_s": 0.0,
             "policy": "edge-only, alone", "open": len(self.node.held), "stages": {}, "counters": {}, "nodes": [],
         }  # fmt: skip
 

@@ -2,7 +2,8 @@
 
     frame 0   magic b"RELAY", u16 major, u16 minor   little-endian, 9 bytes
     frame 1   msgpack of one message, {"type": NAME, field: value, ...}
-    frame 2.. payloads, raw bytes, as many as the message's docstring says (`payloads`)
+    frame 2.. payloads, raw bytes, as many as the message's docstring says (`payloads`); behind those of a data message
+              one more may follow, of zeros, which brings it to a real family's size on a scaled link
 
 Versions: nodes talk to each other if their major is the same. A minor adds fields with defaults and messages that an
 older node may leave unanswered: unknown fields are ignored, missing ones take their default, an unknown type is refused
@@ -281,7 +282,7 @@ class Latent(Message, frozen=True, kw_only=True, tag="latent"):
     """The answer to `Fetch`, or a put. Payload: one handoff (relay.handoff, which proves itself)."""
 
     senders: ClassVar = ("edge", "device", "gateway")
-    payloads: ClassVar = (1, 1)
+    payloads: ClassVar = (1, 2)
     job: str
     attempt: int
     leg: int
@@ -292,7 +293,7 @@ class Embeddings(Message, frozen=True, kw_only=True, tag="embeddings"):
     Payload: as relay.handoff writes conditioning."""
 
     senders: ClassVar = ("edge",)
-    payloads: ClassVar = (1, 1)
+    payloads: ClassVar = (1, 2)
     job: str
     attempt: int
 
@@ -301,7 +302,7 @@ class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
     """Node -> gateway, data socket, at low priority. Payload: one handoff under way (latent, sigmas, index)."""
 
     senders: ClassVar = ("edge", "device")
-    payloads: ClassVar = (1, 1)
+    payloads: ClassVar = (1, 2)
     job: str
     attempt: int
     leg: int
@@ -323,7 +324,7 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     """Node -> gateway, data socket: the picture (payload: PNG; none with `keep_image`) and how it came about."""
 
     senders: ClassVar = ("edge", "device")
-    payloads: ClassVar = (0, 1)
+    payloads: ClassVar = (0, 2)
     job: str
     attempt: int
     width: int

@@ -175,7 +175,7 @@ class Node:
         try:
             await self.control.send(message, timeout_s=2 * self.heartbeat_s)
         except SendFailed as error:
-            log.info("%s", error)
+            log.debug("%s", error)  # the transport says, and not each time, why it is not connected
             return False
         return True
 

@@ -104,7 +104,7 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
         server = Server(config.data, DATA, mine, allow, allow_plain_text=plain) if config.data is not None else None
         if server is not None:
             await server.open()
-        exchange = Exchange(data, _data_address(deployment), dial_edge, server)
+        exchange = Exchange(data, _data_address(deployment), dial_edge, server, config.pad)
         node = Node(name, config, deployment, control, exchange, started)
         local = _local_user(node, config, deployment)
         stopping: list[asyncio.Task[None]] = []

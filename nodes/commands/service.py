@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,6 +65,8 @@ def up(
 
     deployment = read_deployment(config)
     children = children_of(deployment, config)
+    if sys.stdout.isatty():  # lines for a person, prefixed by the process's name
+        children = [replace(child, env={**child.env, "RELAY_LOGS": "text"}) for child in children]
     if only:
         if unknown := set(only) - {child.name for child in children}:
             raise BadRequest(f"--only {', '.join(sorted(unknown))}: {config} has {', '.join(c.name for c in children)}")

@@ -142,11 +142,11 @@ class _Now(Collector):
             "relay_node_round_trip_seconds": ("Round trip from a node to the gateway", "round_trip_s"),
             "relay_node_heard_seconds_ago": ("Since a node was last heard", "heard_s_ago"),
         }
-        for name, (what, key) in gauges.items():
+        for name, (what, field) in gauges.items():
             gauge = GaugeMetricFamily(name, what, labels=["node"])
             for row in rows:
-                if row[key] is not None:
-                    gauge.add_metric([row["name"]], row[key])
+                if row[field] is not None:
+                    gauge.add_metric([row["name"]], row[field])
             yield gauge
         steps = CounterMetricFamily("relay_node_steps", "Steps that a node's engines took", labels=["node"])
         sent = CounterMetricFamily("relay_node_sent_bytes", "Bytes a node sent", labels=["node"])

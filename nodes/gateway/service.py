@@ -18,6 +18,7 @@ from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.requests import read_request
+from nodes.gateway.retention import tidy
 from nodes.keys import Peer
 from nodes.messages import (
     Accepted,
@@ -97,6 +98,7 @@ class Gateway:
             for task in (*tasks, *self._asking):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await dispatcher.flush()
             dispatcher.ledger.close()
 
     async def send(self, name: str, message: Message) -> bool:
@@ -305,8 +307,7 @@ class Gateway:
         """Forget what is older than the config keeps."""
         while True:
             await asyncio.sleep(60)
-            for image in await self.dispatcher.ledger.forget(time.time() - self.config.keep_hours * 3600):
-                (self.store / image).unlink(missing_ok=True)
+            await tidy(self.dispatcher.ledger, self.store, self.config.keep_hours, self.config.keep_mb)
 
     def status(self) -> dict[str, Any]:
         dispatcher = self.dispatcher

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -141,7 +141,7 @@ class Happening:
     record: Record | None = None
 
 
-async def watch(dispatcher: Dispatcher, tenant: str, ids: Sequence[str]) -> AsyncIterator[Happening]:
+async def watch(dispatcher: Dispatcher, tenant: str, ids: Sequence[str]) -> AsyncGenerator[Happening, None]:
     """What happens to some jobs until all have ended; who reads slowly misses steps, never an end."""
     queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(256)
     live = {each: job for each in ids if (job := dispatcher.jobs.get(each)) is not None and job.tenant == tenant}
