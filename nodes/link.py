@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import selectors
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Literal
@@ -32,6 +30,7 @@ import msgspec
 import numpy as np
 
 from nodes.link_line import End, Line, LineStatus, Pipe
+from nodes.wake import wake_in_time
 from relay.errors import BadRequest
 from scheduler.links import LinkProfile
 
@@ -325,7 +324,7 @@ def format_address(address: tuple[str, int]) -> str:
 
 def run_link(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     """Run `main`, which ends when the event that it is given is set: by SIGTERM or Ctrl-C."""
-    _wake_in_time()
+    wake_in_time()
 
     async def body() -> None:
         stop = asyncio.Event()
@@ -335,14 +334,3 @@ def run_link(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
         runner.run(body())
-
-
-def _wake_in_time() -> None:
-    """Woken late, this process would be a slower link; it sleeps most of the time, so it may come first."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -10)
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_timerslack, nanoseconds = 29, 1  # the kernel else adds up to 50 us to every sleep
-        ctypes.CDLL(None).prctl(pr_set_timerslack, nanoseconds, 0, 0, 0)

@@ -113,7 +113,7 @@ class LocalUser:
 
     async def _alone(self, message: Submit) -> Accepted:
         """Edge-only, on this device; BadRequest where that is not what was asked."""
-        from nodes.gateway.requests import new_seed, read_request
+        from nodes.requests import new_seed, read_request
 
         request = read_request(message.request)
         if request.mode not in (None, "edge-only") or request.handoff or request.program:

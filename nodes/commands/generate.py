@@ -42,6 +42,11 @@ def generate(
     out: Out = Path("out"),
     report: Report = None,
     deviation: Annotated[bool, typer.Option(help="Measure the latent-intensity deviation (one more run).")] = False,
+    gateway: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Have it made by a running service; see `relay submit`.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="With --gateway: your secret key.")] = None,
+    gateway_key: Annotated[Path | None, typer.Option(help="With --gateway: the gateway's public key file.")] = None,
 ) -> None:
     """Make pictures: the large member takes S steps, the small one the rest.
 
@@ -57,6 +62,24 @@ def generate(
 
     opt.check_prompts(prompts)
     opt.check_count(num_images)
+    if gateway is not None:
+        here = {
+            "--matching": matching, "--codec": codec, "--conditioning": conditioning, "--guidance": guidance,
+            "--negative-prompt": negative_prompt, "--size": size, "--dtype": dtype, "--device": device,
+            "--threads": threads or None, "--report": report, "--deviation": deviation or None,
+        }  # fmt: skip
+        if said := [name for name, value in here.items() if value is not None]:
+            raise BadRequest(
+                f"{', '.join(said)} cannot be said to a gateway: fix all of it with --program, or leave it out"
+            )
+        from nodes.commands.ask import submit
+
+        for prompt in prompts:
+            submit(
+                prompt, gateway, out, None if program else family, mode, steps, handoff, small_steps, program, seed, num_images,
+                key=key, gateway_key=gateway_key,
+            )  # fmt: skip
+        return
     spec = find_family(family)
     width, height = opt.parse_size(size)
     first_seed = opt.parse_seed(seed, num_images)

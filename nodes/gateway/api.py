@@ -22,9 +22,9 @@ from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.http_errors import ApiError
 from nodes.gateway.http_models import ImagesBody, parse_json, read_body, to_request
 from nodes.gateway.metrics import Metrics
-from nodes.gateway.requests import ImageRequest
 from nodes.gateway.tokens import Tokens
 from nodes.logs import prompt_fields
+from nodes.requests import ImageRequest
 from relay.family_spec import FamilySpec, find_family
 from relay.program import Program
 

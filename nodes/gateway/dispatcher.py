@@ -31,9 +31,9 @@ from nodes.gateway.ledger import Ledger, LedgerUnwritable
 from nodes.gateway.placement import actions_for, stretches, work_s
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
-from nodes.gateway.requests import ImageRequest, new_id, new_seed, read_request
 from nodes.images import write_bytes
 from nodes.messages import Allow, Assign, Busy, Cancel, Failed, Message, Progress, Release, Result, Source
+from nodes.requests import ImageRequest, new_id, new_seed, read_request
 from nodes.stages import Stage
 from relay.errors import BadRequest, RelayError
 from relay.program import Program

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nodes.gateway.api import Api
 from nodes.gateway.http_errors import ApiError
-from nodes.gateway.requests import new_id
 from nodes.gateway.tokens import LOCAL, parse_address
 from nodes.logs import about, fields
+from nodes.requests import new_id
 
 log = logging.getLogger("relay.http")
 OPEN = ("/healthz", "/readyz", "/docs", "/openapi.json")  # no token needed: they tell of no tenant

@@ -38,8 +38,8 @@ from nodes.gateway.http_errors import ApiError, as_api_error, of_http
 from nodes.gateway.jobs import Job
 from nodes.gateway.metrics import CONTENT_TYPE, Metrics
 from nodes.gateway.placement import actions_for
-from nodes.gateway.requests import ImageRequest
 from nodes.gateway.tokens import Tokens, check_address, parse_address
+from nodes.requests import ImageRequest
 from nodes.results import version
 from relay.errors import BadRequest, RelayError
 from relay.program import Program

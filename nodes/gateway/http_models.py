@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nodes.gateway.http_errors import ApiError
-from nodes.gateway.requests import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS, ImageRequest, read_request
+from nodes.requests import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS, ImageRequest, read_request
 
 AUTO = "auto"
 MAX_PARTIAL = 3

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from nodes.gateway.requests import ImageRequest
+from nodes.requests import ImageRequest
 from nodes.stages import Stage, advance
 from relay.program import Program
 from scheduler.policy import Action, Decision

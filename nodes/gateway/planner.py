@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nodes.deployment import Offer
-from nodes.gateway.requests import MAX_STEPS, ImageRequest
+from nodes.requests import MAX_STEPS, ImageRequest
 from relay.errors import BadRequest
 from relay.program import Program
 

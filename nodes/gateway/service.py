@@ -17,7 +17,6 @@ from nodes.gateway.jobs import Job
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
-from nodes.gateway.requests import read_request
 from nodes.gateway.retention import tidy
 from nodes.keys import Peer
 from nodes.messages import (
@@ -47,6 +46,7 @@ from nodes.messages import (
     Taken,
     Told,
 )
+from nodes.requests import read_request
 from nodes.transport import SendFailed, Server
 from relay.errors import BadRequest, RelayError
 from scheduler.baselines import load_policy

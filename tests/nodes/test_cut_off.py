@@ -108,3 +108,19 @@ def test_cut_off_from_the_gateway_the_device_serves_its_user_edge_only(running, 
     assert np.abs(pixels(png) - np.asarray(alone).astype(int)).max() <= 1
     with pytest.raises(RefusedByGateway, match="cut off"):
         from_the_phone(running, lambda asker: drawn(asker, mode="full-cloud"))
+
+
+def test_when_the_device_dies_the_edge_side_finishes(running):
+    """Last, for the phone stays away: the large member goes on from the handoff, and the answer says so."""
+    running.wait_for_nodes()
+
+    async def start(asker):
+        return (await asker.submit({"prompt": PROMPT, "deadline_ms": 60_000})).jobs[0]
+
+    job = running.ask(start)
+    running.kill("phone")
+    told = running.ask(lambda asker: asker.wait(job, 65), 80)
+    assert told["stage"] == "done"
+    if told["degraded"]:  # else the phone was back in time and finished its own program
+        assert told["report"]["nodes"] == ["edge"]
+        assert told["report"]["steps"]["small"] == 0

@@ -272,6 +272,13 @@ def test_the_command_line_asks_fetches_and_shows(running, tmp_path, capsys, monk
     assert "3 large + 3 small steps" in out
     assert "seed 9" in out
     job = next(tmp_path.glob("job-*.png")).name.rsplit("-", 1)[0]
+    remote = ("--program", PROGRAMS["edge-only"], "--seed", "9", "--out", str(tmp_path / "remote"))
+    code, out, _ = relay("generate", PROMPT, *remote, *here)
+    assert code == 0
+    assert "6 small steps on phone" in out
+    code, _, err = relay("generate", PROMPT, "--codec", "int8", *here)
+    assert code == 2
+    assert "--codec" in err
     code, out, _ = relay("status", *here)
     assert code == 0
     assert all(name in out for name in ("edge-1", "phone", "ready"))

@@ -64,3 +64,15 @@ def test_a_wrong_deployment_gets_one_line_that_names_file_and_key(tmp_path, wron
     assert len(out.strip().splitlines()) == 1
     assert str(path) in out
     assert said in out
+
+
+def test_a_device_imports_nothing_of_the_gateway_and_no_bandit(tmp_path):
+    """vowpal-wabbit-next has no wheel for many devices, and what a device does not load it cannot be attacked through."""
+    code = (
+        "import sys, nodes.process, nodes.node, nodes.compute, nodes.exchange, nodes.local_user, nodes.embeddings\n"
+        "import relay.engine, relay.pipeline\n"
+        "wrong = [m for m in sys.modules if m.startswith(('nodes.gateway', 'vowpal', 'fastapi', 'experiments', 'polars'))]\n"
+        "print(wrong)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
