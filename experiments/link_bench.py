@@ -6,6 +6,7 @@ process of its own, as always.
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import threading
@@ -45,7 +46,8 @@ def main(
         Ends(server, link.addresses[0]) as ends,
         Ends(server, link.addresses[0]) as others,
     ):
-        results = {
+        results: dict[str, Any] = {
+            "load": os.getloadavg()[0],
             "even": [row for profile in even for row in times(link.control, ends, profile, repeats)],
             "jitter": [jitter(link.control, ends, LINKS[name], draws) for name in ("wifi", "5g", "lte")],
             "beside_bulk": [beside_bulk(link.control, ends, others, profile) for profile in even[1:4]],
@@ -167,6 +169,8 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"- A link without limits passes {results['ceiling_bit_s'] / 1e9:.2f} Gbit/s: profiles above it are not reached.",
         f"- With connections open and nothing sent it takes {results['idle_cpu']:.3%} of a core.",
+        f"- Load average of the machine when this was begun: {results['load']:.1f}. Beside busy processes on few cores the "
+        "worst case is a few milliseconds of waiting for a core.",
         "",
     ]
     return "\n".join(lines)
