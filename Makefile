@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint format bench evaluate report report-long wheel clean
+.PHONY: setup demo demo-library test lint format bench evaluate report report-long wheel clean
 
 setup: .venv/.ready
 
@@ -14,8 +14,11 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,gateway,train,dev]'
 	@touch $@
 
-demo: setup            ## prompts -> images at several handoff points, a contact sheet and a table
-	$(BIN)/python -m experiments.demo --out out/demo
+demo: setup            ## the service: gateway, two edges, two devices, links; a stream of prompts, pictures, a summary
+	$(BIN)/python -m experiments.service_demo --out out/demo
+
+demo-library: setup    ## no service: prompts -> images at several handoff points, a contact sheet and a table
+	$(BIN)/python -m experiments.demo --out out/demo-library
 
 test: setup            ## the whole suite; prints the time per folder
 	$(BIN)/python -m pytest tests
@@ -29,8 +32,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup           ## step costs, own loop against diffusers, batch scaling, handoff: a table
+bench: setup           ## step costs, own loop against diffusers, batch scaling, handoff; what the service adds: tables
 	$(BIN)/python -m experiments.bench --out docs/results/bench.md
+	$(BIN)/python -m experiments.service_bench --out docs/results/service.md
 
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
 	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md

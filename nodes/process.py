@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,6 +54,7 @@ def gateway_key(deployment: Deployment, path: Path) -> str:
 def run_gateway(path: Path) -> None:
     """Until SIGTERM or Ctrl-C."""
     deployment = read_deployment(path)
+    spare_memory()
     mine = credentials(deployment, path, "gateway", "gateway")
     allow = allow_list(deployment, path)
 
@@ -80,6 +82,7 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
     name, config = node_of(deployment, name, role, path)
     if config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))  # before torch is imported
+    spare_memory()
     mine = credentials(deployment, path, name, role)
 
     async def main() -> None:
@@ -137,6 +140,13 @@ def _local_user(node: Any, config: NodeConfig, deployment: Deployment) -> Any:
     from nodes.local_user import LocalUser
 
     return LocalUser(node, config.local, deployment)
+
+
+def spare_memory() -> None:
+    """Before torch is imported, on a machine without an accelerator: diffusers pulls in triton, which only writes kernels
+    for one, and with it 70 MB of resident memory. Torch and diffusers both do without where it is not installed."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
 
 
 def on_signals(act: Callable[[int], None]) -> None:
