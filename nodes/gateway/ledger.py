@@ -67,6 +67,7 @@ class Ledger:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._local = threading.local()
         self._orders: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any] | None, Future[Any]]] = (
             queue.SimpleQueue()
         )
@@ -162,7 +163,7 @@ class Ledger:
 
     def open_jobs(self) -> list[OpenJob]:
         """Jobs that have not ended, oldest first."""
-        with self._connect() as db:
+        with self._reader() as db:
             rows = db.execute(
                 "SELECT j.id, j.request, j.number, j.tenant, j.seed, j.attempt, j.nodes, r.body, r.accepted_at FROM jobs j"
                 " JOIN requests r ON r.id = j.request WHERE j.ended_at IS NULL ORDER BY r.accepted_at, j.number"
@@ -176,9 +177,10 @@ class Ledger:
         ]  # fmt: skip
 
     def job(self, job: str) -> dict[str, Any] | None:
-        with self._connect() as db:
-            db.row_factory = sqlite3.Row
-            row = db.execute(
+        with self._reader() as db:
+            cursor = db.cursor()
+            cursor.row_factory = sqlite3.Row
+            row = cursor.execute(
                 "SELECT j.*, r.accepted_at, r.body FROM jobs j JOIN requests r ON r.id = j.request WHERE j.id = ?",
                 (job,),
             ).fetchone()
@@ -187,9 +189,10 @@ class Ledger:
     def list_jobs(self, tenant: str, limit: int, after: str | None = None) -> list[dict[str, Any]]:
         """A tenant's jobs as `job` tells them, newest first; `after`: those that come after this one in that order."""
         older = "AND j.rowid < (SELECT rowid FROM jobs WHERE id = ? AND tenant = ?)" if after is not None else ""
-        with self._connect() as db:
-            db.row_factory = sqlite3.Row
-            rows = db.execute(
+        with self._reader() as db:
+            cursor = db.cursor()
+            cursor.row_factory = sqlite3.Row
+            rows = cursor.execute(
                 "SELECT j.*, r.accepted_at, r.body FROM jobs j JOIN requests r ON r.id = j.request"
                 f" WHERE j.tenant = ? {older} ORDER BY j.rowid DESC LIMIT ?",
                 (tenant, *((after, tenant) if after is not None else ()), limit),
@@ -198,25 +201,25 @@ class Ledger:
 
     def ended_images(self) -> list[tuple[float, str]]:
         """When each job with an image ended, and the file, newest first."""
-        with self._connect() as db:
+        with self._reader() as db:
             return db.execute(
                 "SELECT ended_at, image FROM jobs WHERE image NOT NULL AND ended_at NOT NULL ORDER BY ended_at DESC"
             ).fetchall()
 
     def jobs_of(self, request: str) -> list[str]:
-        with self._connect() as db:
+        with self._reader() as db:
             rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", (request,)).fetchall()
         return [row[0] for row in rows]
 
     def events_of(self, job: str) -> list[dict[str, Any]]:
-        with self._connect() as db:
+        with self._reader() as db:
             rows = db.execute(
                 "SELECT at, node, what, data FROM events WHERE job = ? ORDER BY at, rowid", (job,)
             ).fetchall()
         return [{"at": at, "node": node, "what": what, **json.loads(data or "{}")} for at, node, what, data in rows]
 
     def counts(self) -> dict[str, int]:
-        with self._connect() as db:
+        with self._reader() as db:
             return dict(db.execute("SELECT stage, COUNT(*) FROM jobs GROUP BY stage").fetchall())
 
     def close(self) -> None:
@@ -225,6 +228,12 @@ class Ledger:
         self._thread.join(timeout=10)
 
     # --- the thread ---
+
+    def _reader(self) -> sqlite3.Connection:
+        """A connection of this thread's own, kept: opening one costs more than most questions."""
+        if (db := getattr(self._local, "db", None)) is None:
+            db = self._local.db = self._connect()
+        return db
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
