@@ -51,7 +51,7 @@ class Served:
 
     asked: float
     answered: float
-    steps: int
+    image_steps: int  # done for all requests by then, those under way included
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ def serve(way: Way, bench: Bench, noise: torch.Tensor, steps: list[int], askers:
     """A way's throughput and median latency once it runs: the first answers, one an asker, are not counted."""
     counted = max(2 * askers, 16)
     served = way(bench, requests(noise, steps, seed=askers), askers, askers + counted)
-    since = served[askers - 1].answered
-    measured = served[askers : askers + counted]
-    seconds = measured[-1].answered - since
+    since, measured = served[askers - 1], served[askers : askers + counted]
+    made = measured[-1].image_steps - since.image_steps
+    rate = made / (measured[-1].answered - since.answered)
     return {
-        "requests_per_s": len(measured) / seconds,
-        "image_steps_per_s": sum(each.steps for each in measured) / seconds,
+        "requests_per_s": rate / statistics.mean(steps),
+        "image_steps_per_s": rate,
         "median_latency_s": statistics.median(each.answered - each.asked for each in measured),
     }
 
@@ -179,7 +179,7 @@ def engine(bench: Bench, coming: Iterator[Request], askers: int, total: int) -> 
         for ended in engine.step():
             if ended.error is not None:
                 raise ended.error
-            served.append(Served(ended.walk.arrived, time.monotonic(), ended.walk.done))
+            served.append(Served(ended.walk.arrived, time.monotonic(), engine.load.steps_done))
             ask(askers + len(served))
     return served
 
@@ -190,12 +190,14 @@ def one_after_the_other(bench: Bench, coming: Iterator[Request], askers: int, to
 
     waiting = deque((next(coming), time.monotonic()) for _ in range(askers))
     served: list[Served] = []
+    made = 0
     while len(served) < total:
         request, asked = waiting.popleft()
         walk_leg(
             bench.denoiser, request.latent, bench.sigmas[: request.steps + 1], bench.cond, bench.guidance, member=MEMBER
         )
-        served.append(Served(asked, time.monotonic(), request.steps))
+        made += request.steps
+        served.append(Served(asked, time.monotonic(), made))
         waiting.append((next(coming), time.monotonic()))
     return served
 
@@ -208,6 +210,7 @@ def static_batches(bench: Bench, coming: Iterator[Request], askers: int, total: 
 
     waiting = deque((next(coming), time.monotonic()) for _ in range(askers))
     served: list[Served] = []
+    made = 0
     while len(served) < total:
         batch = [waiting.popleft() for _ in range(min(len(waiting), bench.max_batch))]
         longest = max(request.steps for request, _ in batch)
@@ -216,7 +219,8 @@ def static_batches(bench: Bench, coming: Iterator[Request], askers: int, total: 
             bench.cond.select([0] * len(batch)), bench.guidance, member=MEMBER,
         )  # fmt: skip
         now = time.monotonic()
-        served += [Served(asked, now, request.steps) for request, asked in batch]
+        made += sum(request.steps for request, _ in batch)
+        served += [Served(asked, now, made) for _, asked in batch]
         waiting.extend((next(coming), now) for _ in batch)
     return served
 

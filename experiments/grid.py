@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from relay.errors import BadRequest, RelayError
+from scheduler.baselines import NAMES as POLICIES
 
 if TYPE_CHECKING:
     from relay.family import Family
@@ -94,8 +95,15 @@ class Real(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batch: Count | Unset = msgspec.UNSET
 
 
+class Service(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How the policies are tried between real processes: the workload's first prompts, a Poisson stream of requests."""
+
+    requests: Count = 20
+    gap_s: Annotated[float, msgspec.Meta(gt=0)] = 0.5
+
+
 class Experiment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One experiment, as written. `policy` and `load` are axes that nothing provides yet."""
+    """One experiment, as written. `policy` is swept over real processes, with every link; `load` nothing provides yet."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     workload: Workloads
@@ -116,7 +124,8 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batch: Count = 50
     expected: list[Expected] = []
     real: Real | None = None
-    policy: Any = None
+    policy: list[str] = []
+    service: Service = Service()
     load: Any = None
 
 
@@ -140,9 +149,13 @@ def read_experiment(path: Path) -> Experiment:
         raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path}: {error}") from None
-    for axis in ("policy", "load"):
-        if getattr(config, axis) is not None:
-            raise BadRequest(f"{path}: `$.{axis}` is an axis that nothing provides yet: leave it out")
+    if config.load is not None:
+        raise BadRequest(f"{path}: `$.load` is an axis that nothing provides yet: leave it out")
+    for i, policy in enumerate(config.policy):
+        if policy not in POLICIES:
+            raise BadRequest(f"{path}: `$.policy[{i}]`: unknown policy {policy!r}: choose one of {', '.join(POLICIES)}")
+    if config.policy and not config.links:
+        raise BadRequest(f"{path}: `$.policy` is tried over every link of `$.links`: name one, such as loopback")
     for i, legs in enumerate(config.programs):
         if (legs.program is None) == (legs.mode is None):
             raise BadRequest(f"{path}: `$.programs[{i}]` needs either mode or program")

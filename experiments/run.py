@@ -51,6 +51,15 @@ def run(prepared: Prepared, folder: Path, shard: tuple[int, int] = (1, 1), progr
                 times, curves = time_family(prepared, family)
                 write_unit(folder, "curves", name, curves)
                 write_unit(folder, "times", name, times)
+    if i == 1 and prepared.config.policy:
+        from experiments.service_pass import serve_family
+
+        for f, family in enumerate(prepared.config.families):
+            name = f"f{f}-{Path(family).stem}-service"
+            if not unit_path(folder, "times", name).exists():
+                if progress:
+                    progress.say(f"serving {family}: every policy over every link, between real processes")
+                write_unit(folder, "times", name, serve_family(prepared, family))
 
 
 def draw_unit(prepared: Prepared, unit: Unit, folder: Path) -> tuple[list[dict[str, Any]], Drawn]:

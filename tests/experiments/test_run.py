@@ -244,7 +244,6 @@ def test_a_dry_run_prints_the_grid_and_an_estimate_and_draws_nothing(config, tmp
 
 BAD = [
     ({"sedes": [1]}, "sedes"),
-    ({"policy": ["fixed"]}, "`$.policy` is an axis that nothing provides yet"),
     ({"load": [2]}, "`$.load`"),
     ({"seeds": []}, "$.seeds"),
     ({"programs": [{"mode": "relay"}]}, "`$.programs[0]`"),
