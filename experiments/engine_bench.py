@@ -124,7 +124,9 @@ def measure(
             for mix, shares in MIXES.items():
                 turn["mixes"][mix] = {
                     count: {
-                        way.__name__: serve(way, bench, noise, [round(share * steps) for share in shares], count)
+                        way.__name__: serve(
+                            way, bench, noise, [max(round(share * steps), 1) for share in shares], count
+                        )
                         for way in WAYS
                     }
                     for count in askers
