@@ -63,6 +63,7 @@ def main(
     family: Annotated[str, typer.Option(help="A family that is here.")] = "mini-sd3",
     every: Annotated[float, typer.Option(metavar="S", help="Mean seconds between two faults.")] = 5.0,
     window: Annotated[int, typer.Option(help="Requests open at a time.")] = 32,
+    rate: Annotated[float, typer.Option(help="Requests a second, at most.")] = 6.0,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="The Markdown file to write.")] = Path("docs/results/faults.md"),
 ) -> None:
@@ -70,7 +71,7 @@ def main(
     from experiments.provenance import write_result
 
     with tempfile.TemporaryDirectory() as folder:
-        outcome = run(Path(folder) / "faults", family, requests, every, window, seed, print)
+        outcome = run(Path(folder) / "faults", family, requests, every, window, rate, seed, print)
     write_result(
         out, "Requests under faults", table(outcome), {"faults": vars(outcome) | {"accepted": len(outcome.accepted)}}
     )
@@ -79,7 +80,8 @@ def main(
 
 
 def run(
-    folder: Path, family: str, requests: int, every: float, window: int, seed: int, say: Callable[[str], None] = lambda _: None,
+    folder: Path, family: str, requests: int, every: float, window: int, rate: float, seed: int,
+    say: Callable[[str], None] = lambda _: None,
     prompt: str = PROMPT,
 ) -> Outcome:  # fmt: skip
     """One run in `folder`."""
@@ -99,7 +101,7 @@ def run(
     outcome = Outcome(requests)
     with fleet(folder, nodes, gateway) as running:
         started = time.monotonic()
-        asyncio.run(_under_fire(running, outcome, control, every, window, seed, say, prompt))
+        asyncio.run(_under_fire(running, outcome, control, every, window, rate, seed, say, prompt))
         outcome.seconds = time.monotonic() - started
         _count(running.store, outcome)
     return outcome
@@ -111,17 +113,20 @@ async def _under_fire(
     control: str,
     every: float,
     window: int,
+    rate: float,
     seed: int,
     say: Callable[[str], None],
     prompt: str,
 ) -> None:
     done = asyncio.Event()
     faults = asyncio.ensure_future(_faults(running, outcome, control, every, seed, done))
-    gate, told = asyncio.Semaphore(window), time.monotonic()
+    gate, started = asyncio.Semaphore(window), time.monotonic()
+    told = started
     async with running.asker() as asker:
 
         async def one(number: int) -> None:
             nonlocal told
+            await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
             async with gate:
                 await _one(asker, outcome, number, prompt)
             if time.monotonic() - told > 10:

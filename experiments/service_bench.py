@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-PROMPT = "a red circle"
 # Latents at 1024 x 1024 in 16 bit: SDXL, SD3.5; and SD3.5's embeddings of one branch (facts of the published configs).
 SIZES = {"SDXL latent": 131_072, "SD3.5 latent": 524_288, "SD3.5 embeddings": 2_730_000}
 LINKS = {"50 Mbit/s, 10 ms": (50e6, 0.005), "100 Mbit/s, 20 ms": (100e6, 0.010), "12 Mbit/s, 70 ms": (12e6, 0.035)}
@@ -46,6 +45,7 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
     """Seconds added to a one-step request by the way through gateway and node."""
     import torch
 
+    from experiments.workloads import load_workload
     from nodes.fleet import fleet
     from nodes.session import quiet_libraries
     from relay.pipeline import RelayPipeline
@@ -54,18 +54,20 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
     torch.set_num_threads(1)
     pipe = RelayPipeline.from_pretrained(family)
     program = str(pipe.plan(num_inference_steps=1, mode="edge-only"))
+    # Each another one: a node keeps the last encoded prompts, and one prompt would pay for encoding on one side only.
+    prompts = [p.text for p in load_workload("scenes").prompts("test", requests + 1, 0)]
     nodes = {"phone": {"role": "device", "families": {family: ["small"]}}}
     with fleet(folder, nodes, {"offer": [{"family": family}]}) as running:
 
         async def measure(asker: Any) -> dict[str, Any]:
-            pipe(PROMPT, program=program, seed=0)
-            await _one(asker, program, 0)
+            pipe(prompts[-1], program=program, seed=0)
+            await _one(asker, prompts[-1], program, 0)
             apart, alone = [], []
             for i in range(requests):  # a pair: in one process, then through the service
                 started = time.perf_counter()
-                pipe(PROMPT, program=program, seed=i)
+                pipe(prompts[i], program=program, seed=i)
                 alone.append(time.perf_counter() - started)
-                apart.append(await _one(asker, program, i) - alone[-1])
+                apart.append(await _one(asker, prompts[i], program, i) - alone[-1])
             before = await asker.status()
             await asyncio.sleep(3.0)
             idle = _cpu(running.pid("phone"))
@@ -76,7 +78,7 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
 
             async def one(i: int) -> None:
                 async with gate:
-                    loaded.append(await _one(asker, program, i))
+                    loaded.append(await _one(asker, prompts[i % len(prompts)], program, i))
 
             started = time.perf_counter()
             await asyncio.gather(*(one(i) for i in range(max(requests, flow))))
@@ -94,9 +96,9 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
         return running.ask(measure, 3600.0)
 
 
-async def _one(asker: Any, program: str, seed: int) -> float:
+async def _one(asker: Any, prompt: str, program: str, seed: int) -> float:
     started = time.perf_counter()
-    job = (await asker.submit({"prompt": PROMPT, "program": program, "seed": seed})).jobs[0]
+    job = (await asker.submit({"prompt": prompt, "program": program, "seed": seed})).jobs[0]
     told = await asker.job(job, 60.0)
     assert told["stage"] == "done", told
     return time.perf_counter() - started

@@ -129,7 +129,7 @@ class Node:
             Register(
                 name=self.name, session=self.session, holdings=self.compute.holdings, batch=self.config.batch,
                 queue=self.config.queue, data_address=address, pace=self.config.pace, version=_version(),
-                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple({key[:2] for key in self.held}),
+                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple({key[:2] for key in self.held if not is_local(key[0])}),
                 checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
             )
         )  # fmt: skip
@@ -293,6 +293,8 @@ class Node:
         if held is None:
             return
         job, attempt, _ = event.key
+        if is_local(job) and event.kind in ("stage", "progress", "checkpoint", "preview"):
+            return  # none of the gateway's business: it would call a job that it does not know off
         match event.kind:
             case "stage" | "progress":
                 now = time.monotonic()
@@ -351,7 +353,7 @@ class Node:
             self.images[assign.job] = result, event.data
             while len(self.images) > 256:
                 self.images.pop(next(iter(self.images)))
-        if not assign.job.startswith("local-"):
+        if not is_local(assign.job):
             self.exchange.deliver(result, [] if assign.keep_image else [event.data])
         self._later(self._maybe_drained())
 
@@ -363,7 +365,7 @@ class Node:
         log.warning("job %s: %s", key[0], reason)
         if self.on_end is not None:
             self.on_end(key, reason, None, b"")
-        if not key[0].startswith("local-"):
+        if not is_local(key[0]):
             await self._tell(Failed(job=key[0], attempt=key[1], kind=kind, reason=reason))
         await self._maybe_drained()
 
@@ -411,6 +413,11 @@ class Node:
         while True:
             await asyncio.sleep(1.0)
             await self.exchange.forget_strays()
+
+
+def is_local(job: str) -> bool:
+    """Whether this node's own user asked it alone (`nodes.local_user`); the gateway has never heard of it."""
+    return job.startswith("local-")
 
 
 def memory_bytes() -> int:

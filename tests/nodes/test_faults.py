@@ -12,7 +12,7 @@ REQUESTS = 500
 def outcome(tmp_path_factory):
     root = tmp_path_factory.mktemp("fire")
     family = write_family(root / "tiny-sd3.yaml", build_sd3(root / "sd3"), "sd3")
-    return run(root / "deployment", str(family), REQUESTS, every=4.0, window=24, seed=5)
+    return run(root / "deployment", str(family), REQUESTS, every=2.5, window=24, rate=7.0, seed=5)
 
 
 def test_every_accepted_request_ends_once_with_a_picture_or_a_reason(outcome):
