@@ -106,6 +106,8 @@ def test_cut_off_from_the_gateway_the_device_serves_its_user_edge_only(running, 
     assert told["report"]["steps"] == {"large": 0, "small": 6}
     alone = RelayPipeline.from_pretrained(family)(PROMPT, program=told["report"]["program"], seed=2).images[0]
     assert np.abs(pixels(png) - np.asarray(alone).astype(int)).max() <= 1
+    running.wait_for_nodes()
+    running.kill("gateway")
     with pytest.raises(RefusedByGateway, match="cut off"):
         from_the_phone(running, lambda asker: drawn(asker, mode="full-cloud"))
 
