@@ -143,13 +143,14 @@ def write_summary(jobs: list[dict[str, Any]], out: Path) -> None:
         lines.append(
             f"| {job['prompt']} | {family}: {taken} | {where} | {report['seconds']:.2f} | {job['score']:.0%} |"
         )
-        rows.append((job["prompt"], [Cell(image, f"{where}, {report['seconds']:.1f} s, {job['score']:.0%}")]))
+        note = f"{report['seconds']:.1f} s, {job['score']:.0%}"
+        rows.append((f"{job['prompt']} [{where}]", [Cell(image, note)]))
     done = [job for job in jobs if job["stage"] == "done"]
     said = f"{len(done)} of {len(jobs)} pictures were made; latency in seconds from submitting to the end, on this machine."
     (out / "summary.md").write_text("\n".join([*lines, "", said]) + "\n")
     (out / "summary.json").write_text(json.dumps(jobs, indent=1) + "\n")
     if rows:
-        contact_sheet("What the service drew", ["picture, where, latency, attributes right"], rows).save(
+        contact_sheet("What the service drew [where]", ["latency, right"], rows).save(out / "sheet.png")
             out / "sheet.png"
         )
 
