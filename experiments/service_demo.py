@@ -151,8 +151,6 @@ def write_summary(jobs: list[dict[str, Any]], out: Path) -> None:
     (out / "summary.json").write_text(json.dumps(jobs, indent=1) + "\n")
     if rows:
         contact_sheet("What the service drew [where]", ["latency, right"], rows).save(out / "sheet.png")
-            out / "sheet.png"
-        )
 
 
 if __name__ == "__main__":
