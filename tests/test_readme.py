@@ -17,7 +17,16 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 # Run by other tests: the make targets by continuous integration and in short form in tests/experiments.
 # `relay up` and what talks to it: tests/nodes.
-ELSEWHERE = ("make ", "git ", "python -m experiments.", "hf ", "relay up ", "relay submit ", "relay status ", "relay trace ")
+ELSEWHERE = (
+    "make ",
+    "git ",
+    "python -m experiments.",
+    "hf ",
+    "relay up ",
+    "relay submit ",
+    "relay status ",
+    "relay trace ",
+)
 
 
 def test_the_command_lines_run_in_the_order_they_are_read(tmp_path, monkeypatch, capsys):
