@@ -45,8 +45,8 @@ def measure(name: str, repeats: int, batches: Sequence[int] = BATCHES) -> dict[s
     """All figures of one family."""
     import torch
 
-    from experiments.timing import step_curve
     from relay.pipeline import RelayPipeline
+    from relay.step_times import step_curve
 
     pipe = RelayPipeline.from_pretrained(name)
     with torch.inference_mode():
@@ -64,7 +64,7 @@ def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
     """End-to-end seconds of full-cloud: our pipeline and diffusers' own, same weights, tokens, steps and guidance."""
     import torch
 
-    from experiments.timing import PROMPT, interleaved
+    from relay.step_times import PROMPT, interleaved
 
     family = pipe.family
     member = family.spec.members["large"]
@@ -101,8 +101,8 @@ def diffusers_pipeline(family: Any, omit: tuple[str, ...] = ()) -> Any:
 
 def handoff_cost(pipe: Any, codec: str, repeats: int) -> dict[str, float]:
     """Milliseconds to write and to check and read a handoff of one image, and its bytes, prompt inside."""
-    from experiments.timing import PROMPT, interleaved
     from relay.handoff import Handoff
+    from relay.step_times import PROMPT, interleaved
 
     steps = pipe.family.spec.members["large"].steps
     made = pipe.start(PROMPT, handoff=steps // 2, codec=codec, seed=0)

@@ -102,8 +102,8 @@ def measure(
     """All figures of one family: per turn the curve, per mix and number of askers each way's throughput and latency."""
     import torch
 
-    from experiments.timing import PROMPT, step_curve
     from relay.pipeline import RelayPipeline
+    from relay.step_times import PROMPT, step_curve
 
     pipe = RelayPipeline.from_pretrained(name, device=device, torch_dtype=dtype)
     family, size = pipe.family, pipe.family.spec.sizes.default

@@ -19,9 +19,9 @@ from experiments.grid import Experiment, Unit, for_its_families, programs_of, un
 from experiments.real_sizes import SIZES
 from experiments.scoring import prefix_steps
 from experiments.sketch import Sketch, family_or_sketch
-from experiments.timing import step_curve
 from relay.errors import BadRequest, FamilyError
 from relay.family_spec import find_family
+from relay.step_times import step_curve
 
 if TYPE_CHECKING:
     from experiments.baselines.points import Point

@@ -18,13 +18,14 @@ import transformers
 
 from experiments.random_family import CLIP_TOKENS, RandomFamily, build, diffusers_call, parameters
 from experiments.real_sizes import SIZES, tiny
-from experiments.timing import batch_sizes, interleaved
+from experiments.timing import batch_sizes
 from relay.codecs import payload_bytes
 from relay.errors import BadRequest
 from relay.handoff import Handoff
 from relay.pipeline import RelayPipeline
 from relay.program import CODECS, check_choice
 from relay.sampling import walk_leg
+from relay.step_times import interleaved
 from scheduler.links import LINKS
 from scheduler.message_sizes import IMAGE_BYTES_PER_PIXEL, MessageSizes, bytes_sent
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.provenance import machine
-from experiments.timing import link_for, step_curve
+from experiments.timing import link_for
 from relay.errors import RelayError
+from relay.step_times import step_curve
 
 if TYPE_CHECKING:
     from experiments.prepare import Prepared

@@ -17,6 +17,7 @@ import torch
 
 from experiments.provenance import machine
 from relay.errors import BadRequest
+from relay.step_times import step_curve
 from scheduler.links import LinkProfile, find_link
 from scheduler.message_sizes import Message, MessageSizes, bytes_sent, computed_sizes, real_sizes, sent_along
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 LATENCY = "latency, batch 1"
 CURVE = "step time of a batch"
-PROMPT = "a large red heart at the top left and a small blue circle at the bottom, on a yellow background"
 
 Progress = Callable[[int, int], None]
 
@@ -112,41 +112,12 @@ def stage_times(
     return found
 
 
-@torch.inference_mode()
-def step_curve(family: Family, member: str, batches: Sequence[int], repeats: int = 5) -> dict[int, float]:
-    """Median seconds of one guided step at each batch size, in turns (a step of B images is a forward of 2 B rows)."""
-    size, denoiser = family.spec.sizes.default, family.denoiser(member)
-    guidance = family.spec.members[member].guidance
-    cond = family.text.encode([PROMPT], None, True, size).to(denoiser.device, denoiser.dtype)
-    sigma = family.schedule(member, 10).sigmas[4]
-
-    def step(batch: int) -> Callable[[], float]:
-        x = family.initial_noise(batch, size, torch.Generator().manual_seed(0)).to(denoiser.device)
-        many, level = cond.select([0] * batch), torch.full((batch,), sigma)
-        # an accelerator has finished when its result is read
-        return lambda: denoiser(x, level, many, guidance).sum().item()
-
-    return dict(zip(batches, interleaved([step(b) for b in batches], repeats), strict=True))
-
-
 def batch_sizes(text: str) -> list[int]:
     """The sizes that `--batches` asks for, rising, 1 always among them."""
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
     if min(numbers) < 1:
         raise BadRequest(f"--batches {text!r} is not a list of whole numbers from 1, such as 1,2,4,8,16")
     return sorted({1, *numbers})
-
-
-def interleaved(jobs: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each job after one warm-up, taken in turns so that a drifting machine drifts for all."""
-    times: list[list[float]] = [[] for _ in jobs]
-    for i in range(repeats + 1):
-        for job, kept in zip(jobs, times, strict=True):
-            started = time.perf_counter()
-            job()
-            if i:
-                kept.append(time.perf_counter() - started)
-    return [statistics.median(kept) for kept in times]
 
 
 def link_for(entry: Any, spec: FamilySpec, mini_step_s: float | None) -> tuple[LinkProfile, MessageSizes]:

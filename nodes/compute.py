@@ -155,6 +155,7 @@ class Compute(threading.Thread):
         from nodes.session import quiet_libraries
         from relay.engine import StepEngine
         from relay.pipeline import RelayPipeline
+        from relay.step_times import ends, step_curve
 
         quiet_libraries()
         holdings = []
@@ -166,12 +167,12 @@ class Compute(threading.Thread):
             curves = {}
             for member in members:
                 self.doing = f"measuring {name} {member}"
-                curve = self._curve(pipe, member)
+                curve = step_curve(pipe.family, member, [b for b in CURVE if b <= self.batch], repeats=3)
                 self.engines[name, member] = StepEngine(
                     pipe.family.denoiser(member), member, curve, max_batch=self.batch, max_queue=1 << 20
                 )
                 curves[member] = {batch: seconds * self.pace for batch, seconds in curve.items()}
-            encode_s, decode_s = self._ends(pipe)
+            encode_s, decode_s = ends(pipe.family)
             holdings.append(
                 Holding(
                     family=name, members=tuple(members), decodes=True, curves=curves, encode_s=encode_s, decode_s=decode_s,
@@ -179,43 +180,6 @@ class Compute(threading.Thread):
                 )
             )  # fmt: skip
         self.holdings = tuple(holdings)
-
-    def _curve(self, pipe: RelayPipeline, member: str) -> dict[int, float]:
-        """Median seconds of a guided step over batch size, alone on these threads."""
-        import statistics
-
-        import torch
-
-        family, size = pipe.family, pipe.family.spec.sizes.default
-        denoiser, guidance = family.denoiser(member), family.spec.members[member].guidance
-        prompt = "a red circle at the top left" if family.spec.scenes else "a red circle"
-        cond = family.text.encode([prompt], None, True, size).to(denoiser.device, denoiser.dtype)
-        sigma = family.schedules(size)[member](4).sigmas[1]
-        curve = {}
-        for batch in [b for b in CURVE if b <= self.batch]:
-            x = family.initial_noise(batch, size, torch.Generator().manual_seed(0)).to(denoiser.device)
-            many, level = cond.select([0] * batch), torch.full((batch,), sigma)
-            times = []
-            for _ in range(4):
-                started = time.perf_counter()
-                denoiser(x, level, many, guidance).sum().item()
-                times.append(time.perf_counter() - started)
-            curve[batch] = statistics.median(times[1:])
-        return curve
-
-    def _ends(self, pipe: RelayPipeline) -> tuple[float, float]:
-        """Seconds of encoding a prompt and of decoding a latent."""
-        import torch
-
-        family, size = pipe.family, pipe.family.spec.sizes.default
-        prompt = "a red circle at the top left" if family.spec.scenes else "a red circle"
-        noise = family.initial_noise(1, size, torch.Generator().manual_seed(0))
-        family.decode(noise)
-        started = time.perf_counter()
-        family.text.encode([prompt], None, True, size)
-        between = time.perf_counter()
-        family.decode(noise)
-        return between - started, time.perf_counter() - between
 
     def _loop(self) -> None:
         while True:
@@ -274,8 +238,7 @@ class Compute(threading.Thread):
         )  # fmt: skip
         work.ready = assign.source.kind == "noise"
         self.works[key] = work
-        shipped = program.conditioning == "ship" and assign.source.kind != "noise" and assign.first_leg > 0
-        if not shipped:
+        if not assign.embeddings_come:
             self.waiting.append(key)
 
     def _encode(self, work: _Work | None) -> None:
@@ -290,7 +253,7 @@ class Compute(threading.Thread):
                 while len(self.encoded) > 64:
                     self.encoded.pop(next(iter(self.encoded)))
             work.cond = self.encoded[what]
-            if job.program.conditioning == "ship" and work.assign.last_leg + 1 < len(job.program.legs):
+            if self._ships(work):
                 from nodes.embeddings import pack
 
                 self.emit(Event("embeddings", work.key, data=pack(work.cond, work.pipe.family, job)))
@@ -303,7 +266,14 @@ class Compute(threading.Thread):
             from nodes.embeddings import unpack
 
             work.cond = unpack(data, work.pipe.family, work.job)
+            if self._ships(work):  # whoever walks on asks its predecessor, which is this node
+                self.emit(Event("embeddings", key, data=bytes(data)))
             self._begin(work)
+
+    @staticmethod
+    def _ships(work: _Work) -> bool:
+        """Whether another node walks on with the embeddings that are here."""
+        return work.job.program.conditioning == "ship" and work.assign.last_leg + 1 < len(work.job.program.legs)
 
     def _bring(self, key: Key, data: bytes | memoryview) -> None:
         from relay.handoff import Handoff, accept

@@ -185,6 +185,13 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
         """Which stretch it is: a node may have two of one attempt, before and after another node's."""
         return self.job, self.attempt, self.first_leg
 
+    @property
+    def embeddings_come(self) -> bool:
+        """Whether the conditioning is fetched where the first latent is: the node that had the leg before encoded it.
+        A checkpoint at the gateway comes without, and a device, which puts its latent, can be dialled by nobody."""
+        ships = self.program.endswith("conditioning=ship")
+        return ships and self.first_leg > 0 and self.source.kind == "fetch" and self.source.node != "gateway"
+
 
 class Taken(Message, frozen=True, kw_only=True, tag="taken"):
     """Node -> gateway: accepted into its queue."""

@@ -256,7 +256,7 @@ class Node:
         self.exchange.expect(assign)
         if assign.source.kind != "noise":
             held.tasks.append(asyncio.ensure_future(self._obtain(assign)))
-            if program.conditioning == "ship" and assign.source.node != "gateway" and assign.first_leg > 0:
+            if assign.embeddings_come:
                 held.tasks.append(asyncio.ensure_future(self._obtain_embeddings(assign)))
 
     async def _obtain(self, assign: Assign) -> None:
