@@ -27,6 +27,8 @@ PROGRAMS = {
     "three legs": SD3.format("large:6:0-2/small:6:2-4/large:6:4-6", "3,3,3", "encode"),
     "small first": SD3.format("small:6:0-2/large:6:2-6", "3,3", "encode"),
     "shipped embeddings": SD3.format("large:6:0-3/small:6:3-6", "3,3", "ship"),
+    "small first, shipped": SD3.format("small:6:0-2/large:6:2-6", "3,3", "ship"),
+    "three legs, shipped": SD3.format("large:6:0-2/small:6:2-4/large:6:4-6", "3,3,3", "ship"),
     "int8": SD3.format("large:6:0-3/small:6:3-6", "3,3", "encode").replace("fp16", "int8"),
     "sdxl relay": "tiny-sdxl/large:6:0-3/small:6:3-6/match=direct/codec=fp16/guidance=2,2/conditioning=encode",
 }
