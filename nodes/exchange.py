@@ -16,7 +16,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nodes.depot import EMBEDDINGS, Depot
@@ -33,7 +33,8 @@ from nodes.messages import (
     Seen,
     Source,
 )
-from nodes.transport import CONNECTED, Client, SendFailed, Server
+from nodes.tasks import Tasks, background
+from nodes.transport import CONNECTED, Client, Server, sent
 
 log = logging.getLogger("relay.node")
 Key = tuple[str, int]  # job, attempt
@@ -66,7 +67,7 @@ class Exchange:
         self._puts: dict[tuple[str, int], tuple[str, asyncio.Future[bytes | memoryview]]] = {}
         self._early: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
         self._on_their_way: dict[tuple[str, int, bytes], float] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
+        self._tasks = Tasks()
 
     # --- in ---
 
@@ -89,10 +90,10 @@ class Exchange:
         out_of_reach = time.monotonic()
         try:
             while True:
-                await _sent(client.send(question))
+                await sent(client.send(question))
                 with contextlib.suppress(TimeoutError):
                     data = await asyncio.wait_for(asyncio.shield(future), ASK_AGAIN_S)
-                    await _sent(client.send(Seen(job=assign.job, attempt=assign.attempt, what="latent", leg=leg)))
+                    await sent(client.send(Seen(job=assign.job, attempt=assign.attempt, what="latent", leg=leg)))
                     return data
                 if client.state.kind == CONNECTED:
                     out_of_reach = time.monotonic()
@@ -121,7 +122,7 @@ class Exchange:
             self.clients[source.address] = client
         client = self.clients[source.address]
         if source.address not in self._readers or self._readers[source.address].done():
-            self._readers[source.address] = asyncio.ensure_future(self._read(client))
+            self._readers[source.address] = background(self._read(client))
         return client
 
     async def _read(self, client: Client) -> None:
@@ -149,16 +150,16 @@ class Exchange:
             identity, peer, message, payloads = await self.server.receive()
             match message:
                 case Fetch():
-                    self._later(self._answer(identity, peer.key, message))
+                    self._tasks.start(self._answer(identity, peer.key, message))
                 case Latent():
-                    self._later(self._put_here(identity, peer.key, message, bytes(payloads[0])))
+                    self._tasks.start(self._put_here(identity, peer.key, message, bytes(payloads[0])))
 
     async def _answer(self, identity: bytes, key: str, ask: Fetch) -> None:
         assert self.server is not None
         may = self.depot.may_fetch(ask.job, ask.leg, key)
         if may is False:
             log.warning("job %s: a latent was asked for by a node that it is not for", ask.job)
-            await _sent(self.server.send(identity, NotHere(job=ask.job, attempt=ask.attempt, leg=ask.leg)))
+            await sent(self.server.send(identity, NotHere(job=ask.job, attempt=ask.attempt, leg=ask.leg)))
             return
         data = self.depot.get(ask.job, ask.leg) if may else None
         if data is None:
@@ -174,7 +175,7 @@ class Exchange:
             return
         kind = "embeddings" if leg == EMBEDDINGS else "latent"
         self._on_their_way[key] = now + self.server.meter(identity).timeout_for(len(data))
-        await _sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), self._padded(kind, data)))
+        await sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), self._padded(kind, data)))
 
     async def _put_here(self, identity: bytes, key: str, message: Latent, data: bytes) -> None:
         assert self.server is not None
@@ -186,7 +187,7 @@ class Exchange:
         elif wanted[0] == key and not wanted[1].done():
             wanted[1].set_result(data)
         seen = Seen(job=message.job, attempt=message.attempt, what="latent", leg=message.leg)
-        await _sent(self.server.send(identity, seen))
+        await sent(self.server.send(identity, seen))
 
     def expect(self, assign: Assign) -> None:
         """An assignment has come: what it ends with may be fetched by the node that walks on."""
@@ -206,7 +207,7 @@ class Exchange:
         """Tell those who wait for what nobody here works on."""
         for job, leg, waiting in self.depot.stale(UNKNOWN_S):
             if self.server is not None:
-                await _sent(self.server.send(waiting.identity, NotHere(job=job, attempt=waiting.attempt, leg=leg)))
+                await sent(self.server.send(waiting.identity, NotHere(job=job, attempt=waiting.attempt, leg=leg)))
 
     # --- out: dialled ---
 
@@ -243,7 +244,7 @@ class Exchange:
                 if isinstance(message, Checkpoint):
                     await self._send_seen(self.gateway, message, data, "checkpoint", message.leg, message.index)
                 else:
-                    await _sent(self.gateway.send(message, [data]))
+                    await sent(self.gateway.send(message, [data]))
             else:
                 self.work.clear()
                 await self.work.wait()
@@ -264,7 +265,7 @@ class Exchange:
         future = self._seen[key] = asyncio.get_running_loop().create_future()
         try:
             for _ in range(tries):
-                if await _sent(client.send(message, self._padded(kind, data) if data else [])):
+                if await sent(client.send(message, self._padded(kind, data) if data else [])):
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(asyncio.shield(future), client.meter.timeout_for(len(data)))
                         return True
@@ -285,28 +286,15 @@ class Exchange:
             self.checkpoints.pop(f"{name} {job}", None)
         for key in [k for k in self.results if k[0] == job]:
             self.results.pop(key)
-        for sent in [k for k in self._on_their_way if k[0] == job]:
-            self._on_their_way.pop(sent)
+        for under_way in [k for k in self._on_their_way if k[0] == job]:
+            self._on_their_way.pop(under_way)
         for early in [k for k in self._early if k[0] == job]:
             self._early.pop(early)
 
     async def close(self) -> None:
-        for task in (*self._readers.values(), *self._tasks):
-            task.cancel()
+        self._tasks.cancel()
+        for reader in self._readers.values():
+            reader.cancel()
         for address, client in self.clients.items():
             if address != self.gateway_address:
                 await client.close()
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-async def _sent(sending: Awaitable[None]) -> bool:
-    try:
-        await sending
-    except SendFailed as error:
-        log.info("%s", error)
-        return False
-    return True

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from nodes.deployment import Deployment
 from nodes.keys import Credentials
 from nodes.messages import Accepted, Ask, Assign, CancelJob, Message, Refused, Result, Source, Submit, Told
-from nodes.transport import DATA, SendFailed, Server
+from nodes.tasks import Tasks
+from nodes.transport import DATA, SendFailed, Server, sent
 from relay.errors import BadRequest, RelayError
 
 if TYPE_CHECKING:
@@ -39,13 +40,12 @@ class LocalUser:
         self._asked: dict[int, asyncio.Future[tuple[Message, list[Any]]]] = {}
         self._own: dict[str, dict[str, Any]] = {}
         self._ended: dict[str, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         node.on_answer, node.on_end = self._answered, self._finished
-        self._later(self._serve())
+        self._tasks.start(self._serve())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         with contextlib.suppress(AttributeError):  # it was never opened
             await self.server.close()
 
@@ -54,7 +54,7 @@ class LocalUser:
         while True:
             identity, _, message, _ = await self.server.receive()
             if isinstance(message, (Submit, Ask, CancelJob)):
-                self._later(self._one(identity, message))
+                self._tasks.start(self._one(identity, message))
 
     async def _one(self, identity: bytes, message: Any) -> None:
         payload: list[bytes | memoryview] = []
@@ -62,8 +62,7 @@ class LocalUser:
             answer, payload = await self._answer(message)
         except RelayError as error:
             answer = Refused(ref=message.ref, reason=str(error), status=400)
-        with contextlib.suppress(SendFailed):
-            await self.server.send(identity, answer, payload)
+        await sent(self.server.send(identity, answer, payload))
 
     async def _answer(self, message: Any) -> tuple[Message, list[bytes | memoryview]]:
         job = getattr(message, "job", "")
@@ -191,8 +190,3 @@ class LocalUser:
             "gateway": f"none: {why}", "data": self.server.address, "version": "", "up_s": 0.0,
             "policy": "edge-only, alone", "open": len(self.node.held), "stages": {}, "counters": {}, "nodes": [],
         }  # fmt: skip
-
-    def _later(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -40,7 +40,8 @@ from nodes.messages import (
     Result,
     Taken,
 )
-from nodes.transport import CONNECTED, SendFailed
+from nodes.tasks import Tasks, background
+from nodes.transport import CONNECTED, sent
 from relay.program import Program
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Node:
         self.on_answer: Callable[[Message, list[Any]], None] | None = None  # what is the local user's
         self.on_end: Callable[[Key, str, Result | None, bytes], None] | None = None
         self._sequence = 0
-        self._tasks: set[asyncio.Task[Any]] = set()  # a task that nobody holds may be collected
+        self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self.compute = Compute(
             {family: tuple(members) for family, members in config.families.items()},
@@ -172,13 +173,10 @@ class Node:
         return self.registered.is_set() and self.control.state.kind == CONNECTED
 
     async def _tell(self, message: Message) -> bool:
-        """To the gateway; False while it cannot be reached: what matters is said again when it is back."""
-        try:
-            await self.control.send(message, timeout_s=2 * self.heartbeat_s)
-        except SendFailed as error:
-            log.debug("%s", error)  # the transport says, and not each time, why it is not connected
-            return False
-        return True
+        """To the gateway; False while it cannot be reached: what matters is said again when it is back.
+
+        Silently: the transport says, and not each time, why it is not connected."""
+        return await sent(self.control.send(message, timeout_s=2 * self.heartbeat_s), logging.DEBUG)
 
     def _peers(self) -> dict[str, PeerStats]:
         """What real traffic to each peer took; to the gateway with the heartbeats' round trip."""
@@ -213,9 +211,9 @@ class Node:
                     self.registered.set()
                     log.info("registered with %s", message.gateway)
                 case HeartbeatSeen():
-                    if (sent := self.beats.pop(message.sequence, None)) is not None:
+                    if (beaten := self.beats.pop(message.sequence, None)) is not None:
                         self.beats = {k: v for k, v in self.beats.items() if k > message.sequence}
-                        self.round_trip_s = time.monotonic() - sent
+                        self.round_trip_s = time.monotonic() - beaten
                 case Assign():
                     await self._assigned(message)
                 case Cancel():
@@ -255,9 +253,9 @@ class Node:
         self.compute.take(assign, time.monotonic() + left if left is not None else float("inf"))
         self.exchange.expect(assign)
         if assign.source.kind != "noise":
-            held.tasks.append(asyncio.ensure_future(self._obtain(assign)))
+            held.tasks.append(background(self._obtain(assign)))
             if assign.embeddings_come:
-                held.tasks.append(asyncio.ensure_future(self._obtain_embeddings(assign)))
+                held.tasks.append(background(self._obtain_embeddings(assign)))
 
     async def _obtain(self, assign: Assign) -> None:
         key = assign.key
@@ -302,7 +300,7 @@ class Node:
                 if event.kind == "progress" and now - held.told < PROGRESS_S and event.step < event.of:
                     return
                 held.told = now
-                self._later(
+                self._tasks.start(
                     self._tell(
                         Progress(
                             job=job, attempt=attempt, stage=event.stage, leg=event.leg, step=event.step, of=event.of,
@@ -317,13 +315,13 @@ class Node:
             case "preview":
                 self.exchange.checkpoint(Preview(job=job, attempt=attempt, leg=event.leg, step=event.step), event.data)
             case "embeddings":
-                self._later(self.exchange.keep(job, EMBEDDINGS, event.data))
+                self._tasks.start(self.exchange.keep(job, EMBEDDINGS, event.data))
             case "handoff":
-                self._later(self._handed(held, event))
+                self._tasks.start(self._handed(held, event))
             case "image":
                 self._image(held, event)
             case "failed":
-                self._later(self._failed(event.key, event.stage, event.reason))
+                self._tasks.start(self._failed(event.key, event.stage, event.reason))
 
     async def _handed(self, held: _Held, event: Event) -> None:
         assign = held.assign
@@ -356,7 +354,7 @@ class Node:
                 self.images.pop(next(iter(self.images)))
         if not is_local(assign.job):
             self.exchange.deliver(result, [] if assign.keep_image else [event.data])
-        self._later(self._maybe_drained())
+        self._tasks.start(self._maybe_drained())
 
     async def _failed(self, key: Key, kind: str, reason: str) -> None:
         held = self.held.pop(key, None)
@@ -370,11 +368,6 @@ class Node:
             await self._tell(Failed(job=key[0], attempt=key[1], kind=kind, reason=reason))
         await self._maybe_drained()
 
-    def _later(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # --- going ---
 
     async def drain(self, reason: str, limit_s: float | None = None) -> None:
@@ -385,7 +378,7 @@ class Node:
         log.info("%s: draining, %d jobs are left", reason, len(self.held))
         await self._tell(Leaving(reason=reason))
         if self.reachable:
-            self._later(self._limit(limit_s if limit_s is not None else self.config.drain_s))
+            self._tasks.start(self._limit(limit_s if limit_s is not None else self.config.drain_s))
             await self._maybe_drained()
         else:
             self.stopped.set()

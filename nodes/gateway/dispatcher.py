@@ -35,6 +35,7 @@ from nodes.images import write_bytes
 from nodes.messages import Allow, Assign, Busy, Cancel, Failed, Message, Progress, Release, Result, Source
 from nodes.requests import ImageRequest, new_id, new_seed, read_request
 from nodes.stages import Stage
+from nodes.tasks import Tasks
 from relay.errors import BadRequest, RelayError
 from relay.program import Program
 from scheduler.policy import Action, Context, Policy
@@ -69,7 +70,7 @@ class Dispatcher:
         self.observers: list[Callable[[str, str, dict[str, Any]], None]] = []  # told (node, what, data) of each event
         self.data_source = Source(kind="fetch", node="gateway", address=config.advertise_data or config.data)
         self._attempts = ledger.boot * BOOT
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._ending: set[str] = set()
 
     # --- in ---
@@ -192,7 +193,7 @@ class Dispatcher:
         for job in sorted(waiting, key=lambda j: (j.deadline, j.accepted)):
             await self._place(job)
         if self.events:
-            self._spawn(self.flush())
+            self._tasks.start(self.flush())
 
     async def flush(self) -> None:
         """The timeline so far is on disk when this returns, as far as the disk takes it."""
@@ -257,7 +258,7 @@ class Dispatcher:
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.enter(Stage.PLACED)
         self.decisions.write(job, context, chosen, point)
-        self._spawn(self._quietly(self.ledger.placed(job.id, job.attempt, str(job.program), sorted(job.nodes()))))
+        self._tasks.start(self._quietly(self.ledger.placed(job.id, job.attempt, str(job.program), sorted(job.nodes()))))
         self._note(
             job.id, "gateway", "placed", nodes=list(action.nodes), program=str(job.program), attempt=job.attempt,
             policy=chosen.policy, probability=chosen.probability, left=left, spent_s=waited,
@@ -510,11 +511,6 @@ class Dispatcher:
     def _observe(self, node: str, what: str, data: dict[str, Any]) -> None:
         for observer in self.observers:
             observer(node, what, data)
-
-    def _spawn(self, work: Awaitable[Any]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # a task that nobody holds may be collected
-        task.add_done_callback(self._tasks.discard)
 
     async def _quietly(self, work: Awaitable[Any]) -> None:
         try:

@@ -47,7 +47,8 @@ from nodes.messages import (
     Told,
 )
 from nodes.requests import read_request
-from nodes.transport import SendFailed, Server
+from nodes.tasks import Tasks
+from nodes.transport import Server, sent
 from relay.errors import BadRequest, RelayError
 from scheduler.baselines import load_policy
 
@@ -74,7 +75,7 @@ class Gateway:
             load_policy(options.pop("name", ""), **options), self.send,
         )  # fmt: skip
         self.stopped = asyncio.Event()
-        self._asking: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
 
     async def run(self) -> None:
         """Until stopped. What is open then stays in the ledger and is taken up by the next process."""
@@ -95,7 +96,8 @@ class Gateway:
             for task in done - {stop}:
                 task.result()
         finally:
-            for task in (*tasks, *self._asking):
+            self._tasks.cancel()
+            for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await dispatcher.flush()
@@ -104,7 +106,7 @@ class Gateway:
     async def send(self, name: str, message: Message) -> bool:
         """To a node's control socket; False where it is gone."""
         node = self.registry.nodes.get(name)
-        return node is not None and await _sent(self.control.send(node.identity, message, timeout_s=SEND_S))
+        return node is not None and await sent(self.control.send(node.identity, message, timeout_s=SEND_S))
 
     # --- control ---
 
@@ -122,14 +124,14 @@ class Gateway:
                 await self._register(identity, peer, message)
                 return
             case Submit() | Ask() | CancelJob():
-                self._later(self._asked(self.control, identity, peer, message))  # may wait; the loop must not
+                self._tasks.start(self._asked(self.control, identity, peer, message))  # may wait; the loop must not
                 return
             case Drain() if peer.role == "client":
-                sent = await self.send(message.node, message)
+                told = await self.send(message.node, message)
                 answer: Message = Told(ref=message.ref, what="drain", value=message.node)
-                if not sent:
+                if not told:
                     answer = Refused(ref=message.ref, reason=f"there is no node {message.node}", status=404)
-                await _sent(self.control.send(identity, answer))
+                await sent(self.control.send(identity, answer))
                 return
         node = self.registry.by_key(peer.key)
         if node is None:
@@ -141,7 +143,7 @@ class Gateway:
                 self.registry.heard(node, message)
                 if (own := message.peers.get("gateway")) is not None:
                     node.round_trip_s = own.round_trip_s
-                await _sent(self.control.send(identity, HeartbeatSeen(sequence=message.sequence)))
+                await sent(self.control.send(identity, HeartbeatSeen(sequence=message.sequence)))
             case Leaving():
                 node.leaving = True
                 log.info("node %s is leaving: %s", node.name, message.reason)
@@ -155,14 +157,14 @@ class Gateway:
 
     async def _register(self, identity: bytes, peer: Peer, message: Register) -> None:
         if peer.name != message.name:
-            await _sent(
+            await sent(
                 self.control.send(
                     identity, Refused(reason=f"this key is {peer.name}'s, not {message.name}'s", status=403)
                 )
             )
             return
         if self.registry.taken(message.name, peer.key):
-            await _sent(
+            await sent(
                 self.control.send(identity, Refused(reason=f"a node {message.name} is here already", status=409))
             )
             return
@@ -170,7 +172,7 @@ class Gateway:
         node = self.registry.register(message, peer.role, peer.key, identity)
         if before is not None and before.register.session != message.session:
             await self.dispatcher.forgotten_by(node.name)
-        await _sent(
+        await sent(
             self.control.send(
                 identity,
                 Registered(gateway=self.deployment.name, session=self.session, heartbeat_s=self.config.heartbeat_s),
@@ -179,7 +181,7 @@ class Gateway:
         for job_id, attempt in message.running:
             job = self.dispatcher.jobs.get(job_id)
             if job is None or job.attempt != attempt:
-                await _sent(
+                await sent(
                     self.control.send(identity, Cancel(job=job_id, attempt=attempt, reason="not wanted any more"))
                 )
         if before is None or before.register.session != message.session:
@@ -213,7 +215,7 @@ class Gateway:
             )
         except RelayError as error:
             answer = Refused(ref=message.ref, reason=str(error), status=400)
-        await _sent(server.send(identity, answer, payload))
+        await sent(server.send(identity, answer, payload))
 
     async def _cancel(self, tenant: str, job_id: str) -> None:
         job = self.dispatcher.jobs.get(job_id)
@@ -243,11 +245,6 @@ class Gateway:
             return told, []
         raise BadRequest(f"unknown question {ask.what!r}")
 
-    def _later(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-
     # --- data ---
 
     async def _hear_data(self) -> None:
@@ -260,7 +257,7 @@ class Gateway:
 
     async def _bulk(self, identity: bytes, peer: Peer, message: Any, payloads: list[Any]) -> None:
         if isinstance(message, Ask):  # an image is bulk
-            self._later(self._asked(self.data, identity, peer, message))
+            self._tasks.start(self._asked(self.data, identity, peer, message))
             return
         node = self.registry.by_key(peer.key)
         if node is None:
@@ -285,19 +282,19 @@ class Gateway:
                 job = self._current(node, message.job, message.attempt)
                 kept = self.dispatcher.checkpoints.get(message.job) if job else None
                 if kept is None:
-                    await _sent(
+                    await sent(
                         self.data.send(identity, NotHere(job=message.job, attempt=message.attempt, leg=message.leg))
                     )
                 else:
                     latent = Latent(job=message.job, attempt=message.attempt, leg=message.leg)
-                    await _sent(self.data.send(identity, latent, [kept[2]]))
+                    await sent(self.data.send(identity, latent, [kept[2]]))
 
     def _current(self, node: Node, job_id: str, attempt: int) -> Job | None:
         job = self.dispatcher.jobs.get(job_id)
         return job if job is not None and job.attempt == attempt and node.name in job.nodes() else None
 
     async def _seen(self, identity: bytes, message: Any, what: str, leg: int = 0, index: int = 0) -> None:
-        await _sent(
+        await sent(
             self.data.send(identity, Seen(job=message.job, attempt=message.attempt, what=what, leg=leg, index=index))
         )
 
@@ -319,15 +316,6 @@ class Gateway:
             "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes},
             "nodes": self.registry.told(),
         }  # fmt: skip
-
-
-async def _sent(sending: Any) -> bool:
-    try:
-        await sending
-    except SendFailed as error:
-        log.info("%s", error)
-        return False
-    return True
 
 
 def tenant_of(peer: Peer) -> str:

@@ -12,7 +12,7 @@ Knows the messages and their senders' roles; what they mean is none of its busin
 """
 
 from nodes.transport.client import CONNECTED, CONNECTING, REFUSED, UNREACHABLE, Client, State
-from nodes.transport.lanes import CONTROL, DATA, Lane, PeerGone, PeerSlow, SendFailed
+from nodes.transport.lanes import CONTROL, DATA, Lane, PeerGone, PeerSlow, SendFailed, sent
 from nodes.transport.meter import Meter
 from nodes.transport.server import Received, Server
 
@@ -32,4 +32,5 @@ __all__ = [
     "SendFailed",
     "Server",
     "State",
+    "sent",
 ]

@@ -10,13 +10,12 @@ the kernel watches: keepalive when idle, TCP_USER_TIMEOUT when sent bytes are no
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import re
 import struct
 from asyncio import Future
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -142,16 +141,14 @@ def send_now(socket: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -
     return True
 
 
-def background(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task nobody waits for: if it breaks, that is an error of ours, and the log says so."""
-
-    def said(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("%s broke", task.get_coro(), exc_info=error)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(said)
-    return task
+async def sent(sending: Awaitable[None], level: int = logging.INFO) -> bool:
+    """Whether a `send` put its message on its way; why not is logged. For what is said again or not missed."""
+    try:
+        await sending
+    except SendFailed as error:
+        log.log(level, "%s", error)
+        return False
+    return True
 
 
 class Monitor:

@@ -36,6 +36,7 @@ from nodes.messages import (
     name_of,
 )
 from nodes.results import version
+from nodes.tasks import background
 from nodes.transport.authenticator import DOMAIN, Authenticator
 from nodes.transport.complaints import Complaints
 from nodes.transport.lanes import (
@@ -43,7 +44,6 @@ from nodes.transport.lanes import (
     Monitor,
     PeerGone,
     PeerSlow,
-    background,
     check_frames,
     check_plain_text,
     prepare,

@@ -21,6 +21,7 @@ from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.messages import Assign, Cancel, Failed, Heartbeat, Holding, Message, Progress, Register, Result
+from nodes.tasks import Tasks
 from scheduler.baselines import load_policy
 
 PROMPT = "a red heart"
@@ -45,7 +46,7 @@ class Service:
         self.loop = asyncio.new_event_loop()
         self.servers: dict[str, asyncio.Task[None]] = {}
         self.cancelled: list[str] = []  # jobs that the silent device was told to drop
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         ready: Future[None] = Future()
         self.thread = threading.Thread(target=self._run, args=(ready, compute), daemon=True)
         self.thread.start()
@@ -151,9 +152,7 @@ class Service:
 
     def _happened(self, event: Event) -> None:
         """As nodes/node.py tells the gateway."""
-        task = asyncio.ensure_future(self._tell(self.registry.nodes["edge-1"], event))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._tell(self.registry.nodes["edge-1"], event))
 
     async def _tell(self, node: Node, event: Event) -> None:
         job, attempt, *_ = event.key

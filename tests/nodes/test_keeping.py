@@ -12,6 +12,7 @@ import pytest
 from nodes import logs
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.retention import tidy
+from nodes.tasks import Tasks
 from nodes.trace import chrome_trace, timeline
 
 
@@ -122,6 +123,27 @@ def test_context_follows_into_tasks():
 
     assert asyncio.run(work()) == {"http": "1"}
     assert logs._about.get() == {}
+
+
+def test_a_task_that_breaks_is_heard_of_and_one_that_is_called_off_is_not(caplog):
+    async def breaks():
+        raise KeyError("job-1")
+
+    async def waits():
+        await asyncio.sleep(60)
+
+    async def work():
+        tasks = Tasks()
+        tasks.start(breaks())
+        tasks.start(waits())
+        await asyncio.sleep(0.01)
+        tasks.cancel()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+    (record,) = caplog.records
+    assert "breaks" in record.message
+    assert record.exc_info[0] is KeyError
 
 
 @pytest.mark.parametrize(("policy", "names"), [("on", {"prompt"}), ("hash", {"prompt_sha256"}), ("off", set())])
