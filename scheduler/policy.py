@@ -53,6 +53,9 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     latent_bytes: Mapping[str, int] = {}  # family -> bytes of a latent at 16 bit, as links are charged
     image_bytes: Mapping[str, int] = {}
     attempt: int = 1
+    # What `scheduler.features` reads from the prompt; empty: it reads `prompt` itself. A log keeps these, not the text.
+    prompt_features: Mapping[str, float] = {}
+    notes: Mapping[str, float] = {}  # what the router adds, such as `quality_relay`; see `scheduler.features.ROUTER`
 
 
 class Action(msgspec.Struct, frozen=True):
@@ -66,13 +69,19 @@ class Action(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The action, the probability it was chosen with among `actions`, and what the policy wants remembered."""
+    """The action, the probability it was chosen with among `actions`, and what the policy wants remembered.
+
+    `id` names it while its outcome is awaited; `distribution` is the probability of each action on offer, in their order,
+    None where the policy cannot say it. `notes["forced"]`: exploration chose, not the policy's estimate.
+    """
 
     action: Action
     probability: float
     policy: str
     actions: int
     notes: dict[str, Any] = {}
+    id: str = ""
+    distribution: tuple[float, ...] | None = None
 
 
 @runtime_checkable
@@ -86,5 +95,17 @@ class Policy(Protocol):
         ...
 
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
-        """What came of a decision: seconds, scores, degraded, error. Policies that do not learn ignore it."""
+        """What came of a decision: seconds, scores, degraded, error; `reward` (`scheduler.reward`) where there is one.
+
+        It may come late, out of turn, or never. Policies that do not learn ignore it.
+        """
+        ...
+
+
+@runtime_checkable
+class Replayable(Policy, Protocol):
+    """A policy that can say what it would draw from, so that a log can tell how good it would have been."""
+
+    def distribution(self, context: Context, actions: Sequence[Action]) -> Sequence[float]:
+        """The probability of each action if `decide` were called now; changes nothing."""
         ...
