@@ -86,13 +86,26 @@ class NodeConfig(_Strict, frozen=True, kw_only=True):
     battery: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None  # in place of what psutil reads
     pad: dict[str, int] | None = None  # data messages padded to these sizes: latent, image, embeddings
     checkpoints: bool | None = None  # default: edges do, devices do not
+    judge: Literal["off", "local", "share"] = "off"  # devices: scores their own pictures, or lets kept ones be judged
     drain_s: Positive = 30.0
     routes: dict[str, str] = {}  # address -> the one to dial instead (an emulated link)
+
+
+class JudgeConfig(_Strict, frozen=True, kw_only=True):
+    """The judge process; see docs/judging.md."""
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25  # of the pictures that are judged, drawn by chance
+    metrics: list[str | dict[str, Any]] = []  # of families that draw no scenes, as in an experiment's config
+    threads: Count = 1
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 19
+    queue: Count = 64  # pictures that wait for it; the oldest goes
+    give_up_s: Positive = 120.0  # without an answer, a picture is not judged
 
 
 class Deployment(_Strict, frozen=True, kw_only=True):
     gateway: GatewayConfig = GatewayConfig()
     nodes: dict[Name, NodeConfig] = {}
+    judge: JudgeConfig | None = None
     name: str = "deployment"
     keys: str | None = None
     gateway_key: str | None = None  # the gateway's public key, where `keys` is not at hand
@@ -110,6 +123,10 @@ def read_deployment(path: Path) -> Deployment:
     for name, node in found.nodes.items():
         if name == "gateway":
             raise BadRequest(f"{path}: `$.nodes.gateway`: the gateway is no node: choose another name")
+        if name == "judge" and found.judge is not None:
+            raise BadRequest(f"{path}: `$.nodes.judge`: so the judge process is called: choose another name")
+        if node.role == "edge" and node.judge != "off":
+            raise BadRequest(f"{path}: `$.nodes.{name}.judge`: an edge keeps no pictures; this is a device's to say")
         if (node.role == "edge") != (node.data is not None):
             raise BadRequest(f"{path}: `$.nodes.{name}`: an edge needs a data address, and a device has none")
         if node.role == "device" and any("large" in members for members in node.families.values()):

@@ -33,7 +33,7 @@ MAX_HEADER = 1 << 18
 MAX_PAYLOAD = 256 << 20  # bytes of one payload: a latent of 4096 x 4096 with its embeddings, and room
 MAX_FRAMES = 2 + 4
 
-ROLES = ("gateway", "edge", "device", "client")
+ROLES = ("gateway", "edge", "device", "client", "judge")
 
 
 class MessageRefused(RelayError):
@@ -82,6 +82,7 @@ class Register(Message, frozen=True, kw_only=True, tag="register"):
     memory_bytes: int = 0
     running: tuple[tuple[str, int], ...] = ()  # (job, attempt) it still works on
     checkpoints: bool = True  # whether it may send them (a device only if its config asks)
+    judge: str = "off"  # off | local | share: what a device does about judging
 
 
 class Registered(Message, frozen=True, kw_only=True, tag="registered"):
@@ -360,6 +361,60 @@ class NotHere(Message, frozen=True, kw_only=True, tag="not-here"):
     leg: int
 
 
+# --- judging ---
+
+
+class JudgeHere(Message, frozen=True, kw_only=True, tag="judge-here"):
+    """Judge -> gateway, data socket, every second and when it becomes free. `ask`: the number of this asking for a
+    picture, 0 while it is busy; each number is answered once, with `ToJudge`."""
+
+    senders: ClassVar = ("judge",)
+    session: str  # new at every start of the process
+    ask: int
+    doing: str
+    judged: int = 0
+    columns: tuple[str, ...] = ()  # scores that it can give
+    memory_bytes: int = 0
+    last_error: str | None = None
+
+
+class ToJudge(Message, frozen=True, kw_only=True, tag="to-judge"):
+    """Gateway -> judge: a picture (payload: PNG), what it shall show and the program that drew it. Answered with `Scores`."""
+
+    senders: ClassVar = ("gateway",)
+    payloads: ClassVar = (1, 1)
+    job: str
+    prompt: str
+    program: str
+
+
+class JudgeThis(Message, frozen=True, kw_only=True, tag="judge-this"):
+    """Gateway -> the device that finished a job: its scores, or its picture for judging, as the device's config allows.
+    Answered with `Scores` or `KeptPicture`."""
+
+    senders: ClassVar = ("gateway",)
+    job: str
+
+
+class KeptPicture(Message, frozen=True, kw_only=True, tag="kept-picture"):
+    """Device -> gateway, data socket: a picture (payload: PNG) that it keeps and shares for judging."""
+
+    senders: ClassVar = ("device",)
+    payloads: ClassVar = (1, 2)
+    job: str
+
+
+class Scores(Message, frozen=True, kw_only=True, tag="scores"):
+    """Whoever was asked to judge a job -> gateway. `missing`: metric -> why it gave none. `reason`: why there are none."""
+
+    senders: ClassVar = ("judge", "device")
+    job: str
+    scores: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    seconds: float = 0.0  # that scoring took
+    reason: str = ""
+
+
 # --- askers: `relay submit`, a device's own user ---
 
 
@@ -412,6 +467,16 @@ class CancelJob(Message, frozen=True, kw_only=True, tag="cancel-job"):
     job: str
 
 
+class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
+    """Asker -> gateway: what it thinks of a job's picture, 0 (useless) to 1 (just right); answered by `Told`."""
+
+    senders: ClassVar = ("client", "device")
+    ref: int = 0  # the asker's number of this question, which its answer repeats
+    job: str
+    rating: float
+    comment: str | None = None
+
+
 class Told(Message, frozen=True, kw_only=True, tag="told"):
     """The answer to `Ask`. Payload: the image where that was asked for."""
 
@@ -442,8 +507,8 @@ class Probed(Message, frozen=True, kw_only=True, tag="probed"):
 
 Any_ = Union[  # noqa: UP007  # a tagged union for msgspec
     Register, Registered, Heartbeat, HeartbeatSeen, Leaving, Assign, Taken, Busy, Progress, Failed, Cancel, Release, Allow, Drain,
-    Fetch, Latent, Embeddings, Checkpoint, Preview, Result, Seen, NotHere, Submit, Accepted, Refused, Ask, CancelJob, Told,
-    Probe, Probed,
+    Fetch, Latent, Embeddings, Checkpoint, Preview, Result, Seen, NotHere, JudgeHere, ToJudge, JudgeThis, KeptPicture, Scores,
+    Submit, Accepted, Refused, Ask, CancelJob, Feedback, Told, Probe, Probed,
 ]  # fmt: skip
 MESSAGES: tuple[type[Message], ...] = get_args(Any_)
 _DECODER = msgspec.msgpack.Decoder(Any_)

@@ -10,7 +10,7 @@ import typer
 
 def keygen(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The node's name, as in the deployment.")],
-    role: Annotated[str, typer.Option(help="gateway | edge | device | client: what the key may do.")],
+    role: Annotated[str, typer.Option(help="gateway | edge | device | client | judge: what the key may do.")],
     out: Annotated[Path, typer.Option(help="Folder to write NAME.key and NAME.pub to.")] = Path("keys"),
     tenant: Annotated[str | None, typer.Option(help="Whose jobs it asks for; default: its own.")] = None,
 ) -> None:
