@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from nodes.keys import Credentials, Peer
-from nodes.messages import Accepted, Ask, CancelJob, Drain, Message, Refused, Submit, Told
+from nodes.messages import Accepted, Ask, CancelJob, Drain, Feedback, Message, Refused, Submit, Told
 from nodes.transport import CONTROL, DATA, Client, SendFailed
 from relay.errors import RelayError
 
@@ -86,6 +86,12 @@ class Asker:
 
     async def cancel(self, job: str) -> None:
         await self._ask(CancelJob(job=job, ref=next(self._refs)), 10.0)
+
+    async def rate(self, job: str, rating: float, comment: str | None = None) -> dict[str, Any]:
+        """Say what its picture is worth, 0 to 1; the rating as it is kept."""
+        message, _ = await self._ask(Feedback(job=job, rating=rating, comment=comment, ref=next(self._refs)), 10.0)
+        assert isinstance(message, Told)
+        return dict(message.value)
 
     async def drain(self, node: str, limit_s: float) -> None:
         await self._ask(Drain(node=node, limit_s=limit_s, ref=next(self._refs)), 10.0)

@@ -42,6 +42,7 @@ app.command("submit")(ask.submit)
 app.command("status")(ask.status)
 app.command("trace")(ask.trace)
 app.command("cancel")(ask.cancel)
+app.command("feedback")(ask.feedback)
 app.command("drain")(ask.drain)
 
 

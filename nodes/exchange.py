@@ -25,6 +25,7 @@ from nodes.messages import (
     Assign,
     Checkpoint,
     Fetch,
+    KeptPicture,
     Latent,
     Message,
     NotHere,
@@ -227,6 +228,10 @@ class Exchange:
         """The newest of a job replaces one that was not sent yet."""
         self.checkpoints[f"{type(message).__name__} {message.job}"] = message, data
         self.work.set()
+
+    async def show(self, message: KeptPicture, png: bytes) -> None:
+        """A kept picture, for judging."""
+        await sent(self.gateway.send(message, self._padded("image", png)))
 
     async def post(self) -> None:
         """Results first, then checkpoints; what is not seen is sent again."""

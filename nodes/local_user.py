@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.deployment import Deployment
 from nodes.keys import Credentials
-from nodes.messages import Accepted, Ask, Assign, CancelJob, Message, Refused, Result, Source, Submit, Told
+from nodes.messages import Accepted, Ask, Assign, CancelJob, Feedback, Message, Refused, Result, Source, Submit, Told
 from nodes.tasks import Tasks
 from nodes.transport import DATA, SendFailed, Server, sent
 from relay.errors import BadRequest, RelayError
@@ -53,7 +53,7 @@ class LocalUser:
         await self.server.open()
         while True:
             identity, _, message, _ = await self.server.receive()
-            if isinstance(message, (Submit, Ask, CancelJob)):
+            if isinstance(message, (Submit, Ask, CancelJob, Feedback)):
                 self._tasks.start(self._one(identity, message))
 
     async def _one(self, identity: bytes, message: Any) -> None:
@@ -169,6 +169,8 @@ class LocalUser:
 
     async def _of_its_own(self, message: Any) -> tuple[Message, list[bytes | memoryview]]:
         told = self._own[message.job]
+        if isinstance(message, Feedback):
+            raise BadRequest(f"job {message.job} was drawn here alone: nobody learns from its rating")
         if isinstance(message, CancelJob):
             self.node.compute.cancel(message.job, 1)
             told["stage"] = "cancelled"

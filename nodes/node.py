@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nodes.compute import Compute, Event, Key
 from nodes.deployment import Deployment, NodeConfig
 from nodes.depot import EMBEDDINGS
+from nodes.device_judge import DeviceJudge
 from nodes.exchange import Exchange, Lost
 from nodes.messages import (
     Allow,
@@ -28,6 +29,7 @@ from nodes.messages import (
     Failed,
     Heartbeat,
     HeartbeatSeen,
+    JudgeThis,
     Leaving,
     Message,
     PeerStats,
@@ -89,6 +91,8 @@ class Node:
             self._emit,
             threads=config.threads, dtype=config.dtype, device=config.device, batch=config.batch, pace=config.pace,
         )  # fmt: skip
+        metrics = deployment.judge.metrics if deployment.judge is not None else ()
+        self.judge = DeviceJudge(config.judge, metrics, self.compute, self._tell, self.exchange.show)
 
     def _emit(self, event: Event) -> None:
         """From the compute thread."""
@@ -119,6 +123,7 @@ class Node:
             for task in tasks:
                 task.cancel()
             self.compute.stop()
+            self.judge.stop()
             await self.exchange.close()
 
     # --- presence ---
@@ -133,6 +138,7 @@ class Node:
                 queue=self.config.queue, data_address=address, pace=self.config.pace, version=_version(),
                 startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(own),
                 checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
+                judge=self.config.judge,
             )
         )  # fmt: skip
 
@@ -223,6 +229,8 @@ class Node:
                     self.exchange.release(message.job)
                 case Allow():
                     self.exchange.allow(message)
+                case JudgeThis():
+                    self._tasks.start(self.judge.asked(message))
                 case Drain():
                     await self.drain("asked to drain", message.limit_s)
                 case Refused(ref=0):
@@ -353,6 +361,7 @@ class Node:
             while len(self.images) > 256:
                 self.images.pop(next(iter(self.images)))
         if not is_local(assign.job):
+            self.judge.keep(assign, event.data)
             self.exchange.deliver(result, [] if assign.keep_image else [event.data])
         self._tasks.start(self._maybe_drained())
 

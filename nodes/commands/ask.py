@@ -1,4 +1,4 @@
-"""`relay submit | status | trace | drain`: talking to a running gateway."""
+"""`relay submit | status | trace | cancel | feedback | drain`: talking to a running gateway."""
 
 from __future__ import annotations
 
@@ -201,6 +201,23 @@ def cancel(
     async def main(asker: Asker) -> None:
         await asker.cancel(job)
         print(f"{job} cancelled")
+
+    _ask(gateway, key, gateway_key, main)
+
+
+def feedback(
+    job: Annotated[str, typer.Argument(metavar="JOB")],
+    rating: Annotated[float, typer.Argument(metavar="RATING", help="0: useless, 1: just right.")],
+    comment: Annotated[str | None, typer.Option(help="Kept with the job.")] = None,
+    gateway: Gateway = DEFAULT,
+    key: Key = None,
+    gateway_key: GatewayKey = None,
+) -> None:
+    """Rate a picture of yours; a second rating replaces the first."""
+
+    async def main(asker: Asker) -> None:
+        kept = await asker.rate(job, rating, comment)
+        print(f"{job} rated {kept['rating']:g}")
 
     _ask(gateway, key, gateway_key, main)
 

@@ -65,11 +65,23 @@ def _schedule(config: Any) -> str:
 
 
 def judge(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Instead: run this deployment's judge process (docs/judging.md).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what of a scene prompt an image shows: per attribute, per GenEval category, and all right or not."""
+    if config is not None and image is None:
+        from nodes.judge import run_judge
+        from nodes.process import set_up_logs
+
+        set_up_logs()
+        run_judge(config)
+        return
+    if config is not None or image is None or prompt is None:
+        raise BadRequest("say IMAGE and PROMPT to have a picture judged, or --config FILE to run a deployment's judge")
     from nodes.images import open_image
     from nodes.results import score
     from relay.scenes.language import parse

@@ -75,7 +75,7 @@ def up(
 
 
 def children_of(deployment: Deployment, path: Path) -> list[Child]:
-    """A process for the gateway, for each node, and for each emulated link."""
+    """A process for the gateway, for each node, for each emulated link, and for the judge."""
     from nodes.supervise import Child
 
     relay = [sys.executable, "-m", "nodes.cli"]
@@ -88,6 +88,8 @@ def children_of(deployment: Deployment, path: Path) -> list[Child]:
             children.append(Child(f"{name}.link", [*relay, *link]))
             argv += [part for here, there in routes.items() for part in ("--route", f"{here}={there}")]
         children.append(Child(name, argv, _threads(node.threads)))
+    if deployment.judge is not None:
+        children.append(Child("judge", [*relay, "judge", *config], _threads(deployment.judge.threads)))
     return children
 
 

@@ -73,7 +73,7 @@ class Api:
         key = request.headers.get("idempotency-key")
         if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
             raise ApiError(400, "Idempotency-Key: 1 to 255 printable ASCII characters", code="invalid_value")
-        body = read_body(parse_json(await _bytes_of(request)))
+        body = read_body(await json_of(request))
         noted(
             request, model=body.model, n=body.n, stream=body.stream,
             **prompt_fields(
@@ -129,6 +129,11 @@ def tenant_of(request: Request) -> str:
 def noted(request: Request, **what: Any) -> None:
     """Onto the request's line in the log."""
     request.state.noted.update({key: value for key, value in what.items() if value is not None})
+
+
+async def json_of(request: Request) -> dict[str, Any]:
+    """The object that a body holds. ApiError on what is none, is too long or does not come."""
+    return parse_json(await _bytes_of(request))
 
 
 async def _bytes_of(request: Request) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,6 +13,7 @@ from nodes.gateway.http_errors import ApiError
 from nodes.requests import MAX_IMAGES, MAX_PROMPT, MAX_SEED, MAX_SIDE, MAX_STEPS, ImageRequest, read_request
 
 AUTO = "auto"
+Body = TypeVar("Body", bound=BaseModel)
 MAX_PARTIAL = 3
 # OpenAI's words for quality as a preference: 0 is all quality, 1 is all speed.
 PREFERENCES = {
@@ -187,11 +188,17 @@ def read_body(said: dict[str, Any]) -> ImagesBody:
                 400, f"{name} {json.dumps(given[name])[:64]} cannot be done here: {way_out}", code="unsupported_parameter",
                 param=name,
             )  # fmt: skip
+    return validated(ImagesBody, given)
+
+
+def validated(model: type[Body], given: dict[str, Any]) -> Body:
+    """A body's fields, checked. ApiError names the first that is wrong."""
     try:
-        return ImagesBody.model_validate(given)
+        return model.model_validate(given)
     except ValidationError as error:
         wrong = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors(include_input=False)]
-        code = "missing_parameter" if error.errors()[0]["type"] == "missing" else "invalid_value"
+        codes = {"missing": "missing_parameter", "extra_forbidden": "unknown_parameter"}
+        code = codes.get(error.errors()[0]["type"], "invalid_value")
         message = "; ".join(f"{name}: {text[:1].lower()}{text[1:]}" for name, text in wrong[:5])
         raise ApiError(400, message, code=code, param=wrong[0][0]) from None
 
