@@ -1,4 +1,4 @@
-"""One program for every prompt, on the nodes that are done soonest: RISE's Greedy (arXiv 2606.17378, baselines)."""
+"""One program for every prompt, on the nodes that are done soonest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from relay.errors import BadRequest
+from scheduler.drawing import certain, one_hot
 from scheduler.finish_time import finish_time
 from scheduler.policy import Action, Context, Decision
 
@@ -18,13 +19,18 @@ class Fixed:
     def __init__(self, program: str | None = None):
         self.program = program
 
+    def distribution(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
+        return one_hot(len(actions), self._best(context, actions))
+
     def decide(self, context: Context, actions: Sequence[Action]) -> Decision:
+        return certain(self.name, actions, self._best(context, actions))
+
+    def _best(self, context: Context, actions: Sequence[Action]) -> int:
         wanted = self.program or str(actions[0].program)
-        mine = [action for action in actions if str(action.program) == wanted]
+        mine = [i for i, action in enumerate(actions) if str(action.program) == wanted]
         if not mine:
             raise BadRequest(f"policy fixed: {wanted} is not on offer for this request")
-        best = min(mine, key=lambda action: finish_time(context, action))
-        return Decision(action=best, probability=1.0, policy=self.name, actions=len(actions))
+        return min(mine, key=lambda i: finish_time(context, actions[i]))
 
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
         """It does not."""

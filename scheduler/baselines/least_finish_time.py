@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scheduler.drawing import certain, one_hot
 from scheduler.finish_time import finish_time
 from scheduler.policy import Action, Context, Decision
 
@@ -14,11 +15,17 @@ class LeastFinishTime:
 
     name = "least-finish-time"
 
+    def distribution(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
+        return one_hot(len(actions), self._best(context, actions)[0])
+
     def decide(self, context: Context, actions: Sequence[Action]) -> Decision:
+        best, seconds = self._best(context, actions)
+        return certain(self.name, actions, best, finish_s=seconds)
+
+    def _best(self, context: Context, actions: Sequence[Action]) -> tuple[int, float]:
         seconds = [finish_time(context, action) for action in actions]
         best = min(range(len(actions)), key=seconds.__getitem__)
-        notes = {"finish_s": seconds[best]}
-        return Decision(action=actions[best], probability=1.0, policy=self.name, actions=len(actions), notes=notes)
+        return best, seconds[best]
 
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
         """It does not."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scheduler.drawing import certain, one_hot
 from scheduler.policy import Action, Context, Decision
 
 
@@ -17,10 +18,16 @@ class RoundRobin:
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
 
+    def distribution(self, context: Context, actions: Sequence[Action]) -> tuple[float, ...]:
+        return one_hot(len(actions), self._next(actions))
+
     def decide(self, context: Context, actions: Sequence[Action]) -> Decision:
-        action = min(actions, key=lambda each: self.taken[str(each)])
-        self.taken[str(action)] += 1
-        return Decision(action=action, probability=1.0, policy=self.name, actions=len(actions))
+        index = self._next(actions)
+        self.taken[str(actions[index])] += 1
+        return certain(self.name, actions, index)
+
+    def _next(self, actions: Sequence[Action]) -> int:
+        return min(range(len(actions)), key=lambda i: self.taken[str(actions[i])])
 
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
         """It does not."""
