@@ -126,7 +126,7 @@ def status_table(told: dict[str, Any]) -> Any:
     stages = ", ".join(f"{n} {stage}" for stage, n in told["stages"].items()) or "none"
     counted = ", ".join(f"{n} {what}" for what, n in sorted(told["counters"].items())) or "nothing yet"
     who = f"{told['gateway']} {told['version']}, up {told['up_s']:.0f} s, policy {told['policy']}"
-    title = f"{who}; open jobs: {stages}; {counted}"
+    title = f"{who}; open jobs: {stages}; {counted}{_judging(told.get('judge'))}"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for column in (
         "node",
@@ -157,6 +157,17 @@ def status_table(told: dict[str, Any]) -> Any:
         cells += [pace, f"{node['memory_bytes'] / 1e6:.0f} MB", trip, str(node["done"]), node["last_error"] or ""]
         table.add_row(*cells)
     return table
+
+
+def _judging(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return ""
+    judges = ", ".join(judge["doing"] if judge["alive"] else f"{judge['name']} is gone" for judge in told["judges"])
+    who = f" ({judges})" if judges else ""
+    state = "alive" if told["alive"] else "not here" if told["expected"] else "devices only"
+    counted = ", ".join(f"{told['counters'].get(what, 0)} {what}" for what in ("sampled", "judged", "dropped"))
+    lag = "" if told["lag_s"] is None else f", lag {told['lag_s']:.1f} s"
+    return f"; judge {state}{who}: {counted}{lag}"
 
 
 def trace(
