@@ -71,7 +71,7 @@ class RouterDecision(msgspec.Struct, frozen=True, kw_only=True):
     explored: bool
     prs: float  # of edge-only and full-cloud
     alpha: float  # RouteT2I's threshold on it; what counts where relay is not to be had
-    prices: Prices | None  # None where a promise decided
+    prices: Prices  # the budget's; where a promise decides they only say what the budget alone would cost
     advantage: dict[str, float]
     quality: dict[str, float]
     family: dict[str, str]
@@ -160,38 +160,53 @@ class Router:
         allowed: Sequence[str] = MODES,
         promise: Promise | None = None,
     ) -> RouterDecision:
-        """The mode for one prompt. `budget` None: configs/router.yaml's.
+        """The mode for one prompt: `predict`, then `choose`."""
+        return self.choose(
+            self.predict([prompt]), budget, explore=explore, rng=rng, allowed=allowed, promise=promise
+        )  # fmt: skip
+
+    def choose(
+        self,
+        said: Prediction,
+        budget: Budget | None = None,
+        *,
+        explore: float = 0.0,
+        rng: np.random.Generator | None = None,
+        allowed: Sequence[str] = MODES,
+        promise: Promise | None = None,
+    ) -> RouterDecision:
+        """The mode for the one prompt of a prediction. `budget` None: configs/router.yaml's.
 
         With probability `explore` it is one of the other allowed modes, evenly. With a promise the mode is the promise's,
-        the best that budget and promise allow; BadRequest where they cannot both be met.
+        the best in quality that budget and promise allow; BadRequest where they cannot both be met.
         """
+        if len(said) != 1:
+            raise BadRequest(f"a decision is about one prompt, not {len(said)}")
         if budget is None:
             own = read_settings().budget
             budget = Budget(full=own.full, relay=own.relay)
         open_modes = [m for m in CHEAPEST_FIRST if MODES[m] in allowed]
         if not open_modes:
             raise BadRequest(f"no mode is allowed: name some of {', '.join(MODES)}")
-        said = self.predict([prompt])
-        advantage = said.advantage[0]
+        advantage, prices = said.advantage[0], self.prices(budget)
         if promise is not None:
             threshold = promise.threshold(budget)
-            best = int(promises.serve(said.advantage, threshold)[0])
-            prices, why = None, f"cheapest mode within {threshold:.3f} of full-cloud, as promised"
+            best = int(promises.serve(said.advantage, threshold, open_modes)[0])
+            why = f"cheapest mode within {threshold:.3f} of full-cloud, as promised"
         else:
-            prices = self.prices(budget)
             net = advantage - np.array([prices.full, prices.relay, 0.0])
             best = max(open_modes, key=lambda m: net[m])  # the first, cheapest one of equals
             why = _why(best, advantage, prices, float(said.prs[0, EDGE_FULL]))
-        mode, probability = self._explored(best, open_modes, explore, rng)
+        mode, probability = _explored(best, open_modes, explore, rng)
         if mode != best:
             why = f"explored (instead of {MODES[best]}: {why})"
         return RouterDecision(
             mode=MODES[mode], probability=probability, reason=why, explored=mode != best,
-            prs=float(said.prs[0, EDGE_FULL]), alpha=self.prices(budget).alpha, prices=prices,
+            prs=float(said.prs[0, EDGE_FULL]), alpha=prices.alpha, prices=prices,
             advantage={name: float(a) for name, a in zip(MODES, advantage, strict=True)},
-            quality=dict(zip(MODES, self._means(said.quality[0]), strict=True)),
+            quality={name: float(q) for name, q in zip(MODES, said.quality[0] @ self.weights, strict=True)},
             family={name: said.families[f] for name, f in zip(MODES, said.family[0], strict=True)},
-            promise=_promised(promise, mode, best, open_modes),
+            promise=_promised(promise, explore, open_modes),
             versions=self.versions,
         )  # fmt: skip
 
@@ -241,9 +256,6 @@ class Router:
         none = np.zeros((len(quality), len(self.metrics), 0))
         return Predicted(d, quality, none.astype(np.int64), none, self.weights)
 
-    def _means(self, quality: Floats) -> list[float]:
-        return [float(q) for q in quality @ self.weights]
-
     def _read_with(self) -> list[TokenReader]:
         if self._readers is None:
             from relay.family_spec import find_family
@@ -252,18 +264,16 @@ class Router:
             self._readers = [TokenReader.of(find_family(each.card.family)) for each in self.trained]
         return self._readers
 
-    @staticmethod
-    def _explored(
-        best: int, open_modes: list[int], explore: float, rng: np.random.Generator | None
-    ) -> tuple[int, float]:
-        """The mode that is taken and its probability."""
-        others = [m for m in open_modes if m != best]
-        if not others or explore <= 0:
-            return best, 1.0
-        rng = rng or np.random.default_rng()
-        if rng.random() >= explore:
-            return best, 1.0 - explore
-        return others[int(rng.integers(len(others)))], explore / len(others)
+
+def _explored(best: int, open_modes: list[int], explore: float, rng: np.random.Generator | None) -> tuple[int, float]:
+    """The mode that is taken and its probability."""
+    others = [m for m in open_modes if m != best]
+    if not others or explore <= 0:
+        return best, 1.0
+    rng = rng or np.random.default_rng()
+    if rng.random() >= explore:
+        return best, 1.0 - explore
+    return others[int(rng.integers(len(others)))], explore / len(others)
 
 
 def _of_best(values: Floats, best: NDArray[np.int64]) -> Floats:
@@ -282,12 +292,13 @@ def _why(mode: int, advantage: Floats, prices: Prices, prs: float) -> str:
     return f"over edge-only: {', '.join(parts)}"
 
 
-def _promised(promise: Promise | None, mode: int, best: int, open_modes: list[int]) -> str | None:
+def _promised(promise: Promise | None, explore: float, open_modes: list[int]) -> str | None:
+    """What is promised of the mean over such decisions, or why nothing is."""
     if promise is None:
         return None
-    if mode != best and promise.explore == 0:
-        return "not covered: the promise was calibrated without exploration"
-    if mode not in open_modes or len(open_modes) < len(MODES):
+    if explore > promise.explore:
+        return f"not covered: {explore:g} of the decisions explore, the promise was calibrated on {promise.explore:g}"
+    if len(open_modes) < len(MODES):
         return "not covered: not every mode was allowed"
     chance = "in expectation" if promise.delta is None else f"with probability {1 - promise.delta:g}"
     return f"mean loss to full-cloud <= {promise.epsilon:g} {chance}"

@@ -1,0 +1,121 @@
+"""The two learners as one policy: the router picks the mode, the bandit the program and the nodes of that mode.
+
+    modes that could be served now -> router: mode, with its probability (budget or promise, some exploration)
+    actions of that mode           -> bandit: action, with its probability
+    logged probability = router x bandit
+
+A prompt is read once (`prepare`, some milliseconds, in whatever thread the caller likes) and kept for its later
+attempts. Where the router cannot speak, the bandit chooses among all modes and the decision says so.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from relay.errors import RelayError
+from scheduler.policy import Action, Context, Decision, Policy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scheduler.router.budget import Budget
+    from scheduler.router.promise import Promise
+    from scheduler.router.router import Prediction, Router, RouterDecision
+
+_KEPT = 4096  # prompts read and decisions awaited
+
+
+class Learned:
+    """`explore`: how often the router takes another mode than the best, which later evaluation needs."""
+
+    name = "learned"
+
+    def __init__(
+        self,
+        bandit: Policy,
+        router: Router | None = None,
+        *,
+        budget: Budget | None = None,
+        promise: Promise | None = None,
+        explore: float = 0.02,
+        rng: np.random.Generator | None = None,
+    ):
+        import numpy as np
+
+        self.bandit, self.router = bandit, router
+        self.budget, self.promise, self.explore = budget, promise, explore
+        self.rng = rng or np.random.default_rng()
+        self.router_error = ""  # why the last prompt was not read
+        self._read: OrderedDict[str, Prediction] = OrderedDict()
+        self._inner: OrderedDict[str, Decision] = OrderedDict()
+
+    def prepare(self, prompt: str) -> None:
+        """Let the router read a prompt before its decision is due. Never raises: a router that fails is done without."""
+        if self.router is None or prompt in self._read:
+            return
+        try:
+            self._read[prompt] = self.router.predict([prompt])
+            self.router_error = ""
+        except (RelayError, RuntimeError, ValueError, OSError) as error:
+            self.router_error = str(error)
+            return
+        while len(self._read) > _KEPT:
+            self._read.popitem(last=False)
+
+    def decide(self, context: Context, actions: Sequence[Action]) -> Decision:
+        modes = list(dict.fromkeys(action.program.mode for action in actions))
+        routed = self._routed(context.prompt, modes)
+        if routed is None:
+            return self._kept(context, self.bandit.decide(context, actions), None, len(actions))
+        mine = [action for action in actions if action.program.mode == routed.mode]
+        context = msgspec.structs.replace(context, notes={**context.notes, **quality_notes(routed)})
+        return self._kept(context, self.bandit.decide(context, mine), routed, len(actions))
+
+    def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
+        """The bandit learns what it chose among the mode's actions; the router is trained apart."""
+        inner = self._inner.pop(decision.id, None)
+        if inner is not None:
+            self.bandit.learn(inner, outcome)
+
+    def _routed(self, prompt: str, modes: Sequence[str]) -> RouterDecision | None:
+        from scheduler.router.settings import MODES
+
+        known = [mode for mode in modes if mode in MODES]
+        self.prepare(prompt)
+        said = self._read.get(prompt)
+        if self.router is None or said is None or len(known) < len(modes):
+            return None
+        return self.router.choose(
+            said, self.budget, explore=self.explore, rng=self.rng, allowed=known, promise=self.promise
+        )
+
+    def _kept(self, context: Context, inner: Decision, routed: RouterDecision | None, actions: int) -> Decision:
+        """The decision of both, remembered by its id until its outcome is known."""
+        self._inner[inner.id] = inner
+        while len(self._inner) > _KEPT:
+            self._inner.popitem(last=False)
+        notes: dict[str, Any] = {
+            **inner.notes,
+            "bandit_probability": inner.probability,
+            "features": dict(context.notes),
+        }
+        if routed is None:
+            notes["router"] = {"error": self.router_error} if self.router_error else None
+            return msgspec.structs.replace(inner, policy=self.name, notes=notes, actions=actions, distribution=None)
+        notes["router"] = {
+            "mode": routed.mode, "probability": routed.probability, "reason": routed.reason, "explored": routed.explored,
+            "quality": routed.quality, "promise": routed.promise, "versions": routed.versions,
+        }  # fmt: skip
+        return msgspec.structs.replace(
+            inner, policy=self.name, probability=routed.probability * inner.probability, notes=notes, actions=actions,
+            distribution=None,
+        )  # fmt: skip
+
+
+def quality_notes(routed: RouterDecision) -> dict[str, float]:
+    """What the bandit's features take from the router: the quality that it expects of each mode."""
+    return {f"quality_{mode.replace('-', '_')}": value for mode, value in routed.quality.items()}
