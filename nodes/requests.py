@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from relay.errors import BadRequest
+from relay.errors import BadRequest, RelayError
 
 MAX_PROMPT = 2000  # characters
 MAX_IMAGES = 16
@@ -21,6 +21,14 @@ MAX_SIDE = 4096  # pixels
 MAX_SEED = 2**63 - 1 - MAX_IMAGES
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Refusal(RelayError):
+    """What is not done for its asker, with HTTP's status and when to try again."""
+
+    def __init__(self, reason: str, status: int, retry_after_s: float | None = None):
+        super().__init__(reason)
+        self.status, self.retry_after_s = status, retry_after_s
 
 
 class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,11 +1,10 @@
 """The dispatcher: every accepted job ends in one image or one error, whatever dies in between.
 
     submit      plan -> ledger -> acknowledged
-    place       actions that could serve it now -> policy decides -> logged -> every node of it is told at once
+    tick        whoever waits is placed (placer.py); whoever is too late or was lost is ended or recovered
     hear        progress, handoffs, checkpoints: points from which it could go on
-    recover     what it ran on is gone: back off, go on from the farthest point that is still there
-    degrade     nothing can run its program: another program finishes, where the asker allowed it
-    finish      image on disk -> ledger -> asker; nothing after the first end counts
+    recover     what it ran on is gone: back off, to be placed again from the farthest point that is still there
+    end         image on disk -> ledger -> asker; nothing after the first end counts
 
 Knows no socket: `send` puts a message on its way to a node and says whether it could. Runs in one event loop, without
 locks.
@@ -19,7 +18,6 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +26,21 @@ from nodes.gateway.checkpoints import Checkpoints
 from nodes.gateway.decisions import DecisionLog
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
-from nodes.gateway.placement import actions_for, stretches, work_s
+from nodes.gateway.placer import Placer, Send
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
+from nodes.gateway.reports import report_of, report_of_failure
+from nodes.gateway.timeline import Timeline
 from nodes.images import write_bytes
-from nodes.messages import Allow, Assign, Busy, Cancel, Failed, Message, Progress, Release, Result, Source
-from nodes.requests import ImageRequest, new_id, new_seed, read_request
+from nodes.messages import Busy, Cancel, Failed, Message, Progress, Release, Result
+from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
 from nodes.stages import Stage
-from nodes.tasks import Tasks
-from relay.errors import BadRequest, RelayError
+from relay.errors import BadRequest
 from relay.program import Program
-from scheduler.policy import Action, Context, Policy
+from scheduler.policy import Policy
 
 log = logging.getLogger("relay.gateway")
-Send = Callable[[str, Message], Awaitable[bool]]
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0
-BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of an earlier process is newer
-
-
-class Refusal(RelayError):
-    """A request that is not accepted, with HTTP's status and when to try again."""
-
-    def __init__(self, reason: str, status: int, retry_after_s: float | None = None):
-        super().__init__(reason)
-        self.status, self.retry_after_s = status, retry_after_s
 
 
 class Dispatcher:
@@ -66,11 +55,8 @@ class Dispatcher:
         self.jobs: dict[str, Job] = {}  # those that have not ended
         self.counters: Counter[str] = Counter()
         self.wake = asyncio.Event()
-        self.events: list[tuple[str, float, str, str, dict[str, Any]]] = []
-        self.observers: list[Callable[[str, str, dict[str, Any]], None]] = []  # told (node, what, data) of each event
-        self.data_source = Source(kind="fetch", node="gateway", address=config.advertise_data or config.data)
-        self._attempts = ledger.boot * BOOT
-        self._tasks = Tasks()
+        self.timeline = Timeline(ledger, self.counters)
+        self.placer = Placer(config, registry, planner, policy, self.decisions, self.timeline, send, ledger.boot)
         self._ending: set[str] = set()
 
     # --- in ---
@@ -88,7 +74,7 @@ class Dispatcher:
                 continue
             job = Job(
                 kept.id, kept.request, kept.number, kept.tenant, kept.seed, request, now, now + max(left, 0.0),
-                list(planned.programs), self._next_attempt(), moved=now,
+                list(planned.programs), self.placer.next_attempt(), moved=now,
             )  # fmt: skip
             job.placed_on[kept.attempt] = set(kept.nodes)
             job.history.append("the gateway was restarted")
@@ -103,15 +89,13 @@ class Dispatcher:
         planned = await self.planner.plan(request)
         if len(self.jobs) + request.images > self.config.queue:
             raise Refusal("too many jobs are open", 429, self._retry_after())
-        request = msgspec.structs.replace(
-            request, seed=request.seed, width=planned.width, height=planned.height
-        )  # fmt: skip
+        request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
         first = request.seed if request.seed is not None else new_seed()
         rid = new_id("req")
         jobs = [(new_id("job"), first + i) for i in range(request.images)]
         body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
         now = time.monotonic()
-        # In memory before the commit is awaited: a kill between the two loses an unacknowledged request, nothing else.
+        # On disk before it is in memory: what is acknowledged is taken up again by the next process, whatever ends this one.
         try:
             found, ids = await self.ledger.accept(rid, tenant, key, body, jobs)
         except LedgerUnwritable as error:
@@ -125,7 +109,7 @@ class Dispatcher:
             self.jobs[job_id] = Job(
                 job_id, rid, number, tenant, seed, request, now, deadline, list(planned.programs), 0, moved=now
             )
-            self._note(job_id, "gateway", "accepted")
+            self.timeline.note(job_id, "gateway", "accepted")
         self.counters["accepted"] += len(jobs)
         self.wake.set()
         return rid, ids
@@ -136,22 +120,6 @@ class Dispatcher:
         kept = self.ledger.job(ids[0])
         if kept and json.loads(kept["body"]) != body:
             raise Refusal("this idempotency key was used for another request", 409)
-
-    def told(self, job_id: str, tenant: str) -> dict[str, Any] | None:
-        """A job's state, open or ended, for the tenant that it belongs to; None for any other."""
-        import json
-
-        if (job := self.jobs.get(job_id)) is not None:
-            return job.told() if job.tenant == tenant else None
-        kept = self.ledger.job(job_id)
-        if kept is None or kept["tenant"] != tenant:
-            return None
-        report = json.loads(kept["report"]) if kept["report"] else None
-        names = ("id", "request", "number", "stage", "seed", "program", "error", "image")
-        return {name: kept[name] for name in names} | {
-            "report": report,
-            "degraded": bool(report and report["degraded"]),
-        }
 
     async def forgotten_by(self, name: str) -> None:
         """A node came back as a new process: what it had is gone, though no heartbeat was missed."""
@@ -191,14 +159,9 @@ class Dispatcher:
                     await self.recover(job, f"nothing was heard of it for {now - job.moved:.0f} s")
         waiting = [j for j in self.jobs.values() if j.stage in (Stage.ACCEPTED, Stage.WAITING) and now >= j.not_before]
         for job in sorted(waiting, key=lambda j: (j.deadline, j.accepted)):
-            await self._place(job)
-        if self.events:
-            self._tasks.start(self.flush())
-
-    async def flush(self) -> None:
-        """The timeline so far is on disk when this returns, as far as the disk takes it."""
-        events, self.events = self.events, []
-        await self._quietly(self.ledger.note(events))
+            if (failed := await self.placer.place(job)) is not None:
+                await self.recover(job, failed)
+        self.timeline.spill()
 
     def _patience(self, job: Job) -> float:
         backlog = sum(sum(n.jobs.values()) for name in job.nodes() if (n := self.registry.nodes.get(name)))
@@ -207,109 +170,6 @@ class Dispatcher:
     def _too_late(self, job: Job) -> str:
         said = f"; {job.history[-1]}" if job.history else ""
         return f"its deadline passed while it was {job.stage}{said}"
-
-    # --- placing ---
-
-    async def _place(self, job: Job) -> None:
-        point = job.best_point(self.registry.alive_names) if job.program else None
-        programs = [job.program] if job.program and (point or job.request.fixes) else job.programs
-        first = point.leg if point else 0
-        actions = actions_for(job, programs, self.registry.ready(), first)
-        if not actions and job.request.may_degrade and time.monotonic() - job.moved > self.config.degrade_after_s:
-            await self._degrade(job, point)
-            return
-        if actions:
-            await self._act(job, actions, point)
-
-    async def _degrade(self, job: Job, point: Point | None) -> None:
-        """Another program finishes; what was done counts where the large member's first leg reached a step."""
-        done = None
-        before = job.program or job.programs[0]
-        if point and before.legs[0].member == "large" and (point.leg, point.index) <= (1, 0):
-            done = point.index if point.leg == 0 else before.legs[0].last
-        ready = self.registry.ready()
-        for kept, handoff in ((point, done), (None, None)) if done else ((None, None),):
-            programs = await self.planner.others(job.request, before, handoff)
-            found = []
-            for program in programs:
-                first = 1 if kept and len(program.legs) > 1 else 0
-                found += [(action, first) for action in actions_for(job, [program], ready, first)]
-            if found:
-                first = found[0][1]
-                job.degraded = True
-                job.history.append(f"no node could go on with {before}")
-                await self._act(job, [action for action, at in found if at == first], kept, first)
-                return
-
-    async def _act(self, job: Job, actions: list[Action], point: Point | None, first: int | None = None) -> None:
-        """Decide among actions, log it, tell every node."""
-        first = first if first is not None else point.leg if point else 0
-        padded = [_whole(action, first) for action in actions]
-        context = Context(
-            job=job.id, prompt=job.request.prompt, nodes=self.registry.states(), preference=job.request.preference,
-            deadline_s=job.left_s, attempt=job.tries + 1,
-        )  # fmt: skip
-        chosen = self.policy.decide(context, padded)
-        action = actions[padded.index(chosen.action)]
-        job.decision, job.program = chosen, action.program
-        job.attempt = self._next_attempt()
-        job.stretches = stretches(action, first)
-        job.placed_on[job.attempt] = job.nodes()
-        left, waited = str(job.stage), time.monotonic() - job.moved
-        job.enter(Stage.PLACED)
-        self.decisions.write(job, context, chosen, point)
-        self._tasks.start(self._quietly(self.ledger.placed(job.id, job.attempt, str(job.program), sorted(job.nodes()))))
-        self._note(
-            job.id, "gateway", "placed", nodes=list(action.nodes), program=str(job.program), attempt=job.attempt,
-            policy=chosen.policy, probability=chosen.probability, left=left, spent_s=waited,
-        )  # fmt: skip
-        job.tell("placed")
-        if point and point.holder not in ("gateway", job.stretches[0].node):
-            key = self.registry.nodes[job.stretches[0].node].key
-            await self.send(point.holder, Allow(job=job.id, leg=point.leg, key=key))
-        messages = [(stretch, self._assign(job, i, point)) for i, stretch in enumerate(job.stretches)]
-        for stretch, message in messages:
-            node = self.registry.nodes[stretch.node]
-            node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(job.program, stretch, node)
-            if not await self.send(stretch.node, message):
-                await self.recover(job, f"node {stretch.node} could not be told")
-                return
-
-    def _assign(self, job: Job, i: int, point: Point | None) -> Assign:
-        stretch, program, request = job.stretches[i], job.program, job.request
-        assert program is not None
-        node = self.registry.nodes[stretch.node]
-        put_to, next_key = None, ""
-        if i + 1 < len(job.stretches):
-            after = self.registry.nodes[job.stretches[i + 1].node]
-            put_to = self._at(after.name, "put") if node.role == "device" else None
-            next_key = after.key
-        if i:
-            before = self.registry.nodes[job.stretches[i - 1].node]
-            source = self._at(before.name, "put") if before.role == "device" else self._at(before.name, "fetch")
-        elif point is None:
-            source = Source(kind="noise")
-        elif point.holder == "gateway":
-            source = self.data_source
-        else:
-            source = Source(kind="held") if point.holder == stretch.node else self._at(point.holder, "fetch")
-        wants = self.config.checkpoint_every if node.role == "edge" else 0
-        own = self._config_of(node)
-        return Assign(
-            job=job.id, attempt=job.attempt, program=str(program), prompt=request.prompt, negative=request.negative_prompt,
-            seed=job.seed, width=job.size[0], height=job.size[1], first_leg=stretch.first, last_leg=stretch.last,
-            source=source, put_to=put_to, next_key=next_key, deadline_s=job.left_s,
-            checkpoint_every=wants if own is None else own, preview_every=request.previews, degraded=job.degraded,
-            keep_image=request.keep_on_device and request.device == stretch.node,
-        )  # fmt: skip
-
-    def _config_of(self, node: Node) -> int | None:
-        """Checkpoints over a device's link only if its own config asks for them."""
-        return self.config.checkpoint_every if node.register.checkpoints else None
-
-    def _at(self, name: str, kind: str) -> Source:
-        node = self.registry.nodes[name]
-        return Source(kind=kind, node=name, address=node.register.data_address or "", key=node.key)
 
     # --- hearing ---
 
@@ -342,7 +202,7 @@ class Dispatcher:
             spent = job.spent.setdefault(node.name, {})
             spent[message.left] = spent.get(message.left, 0.0) + message.spent_s
         if message.batch:
-            self._observe(node.name, "step", {"batch": message.batch})
+            self.timeline.observe(node.name, "step", {"batch": message.batch})
         if message.stage == "denoising":
             if job.stage is Stage.PLACED:
                 job.enter(Stage.DENOISING)
@@ -360,7 +220,7 @@ class Dispatcher:
             if node.role == "edge":
                 job.points[node.name] = Point(message.leg, 0, node.name)
         if message.stage != "denoising" or message.step == 0:
-            self._note(
+            self.timeline.note(
                 job.id, node.name, message.stage, leg=message.leg, spent_s=message.spent_s, left=message.left,
                 bytes=message.bytes, attempt=message.attempt,
             )  # fmt: skip
@@ -390,7 +250,7 @@ class Dispatcher:
         if program.family != (job.program or job.programs[0]).family or message.report.get("seed") != job.seed:
             await self.recover(job, f"node {node.name} answered another request")
             return True
-        report = self._report(job, node, message, program)
+        report = report_of(job, node.name, message, program)
         image = None
         if png is not None:
             image = f"images/{job.id}.png"
@@ -406,25 +266,6 @@ class Dispatcher:
         self.registry.praise(node)
         return await self._end(job, Stage.DONE, report=report, image=image)
 
-    def _report(self, job: Job, node: Node, message: Result, program: Program) -> dict[str, Any]:
-        seconds = time.monotonic() - job.accepted
-        return message.report | {
-            "job": job.id, "node": node.name, "nodes": list(job.action.nodes) if job.action else [node.name],
-            "degraded": job.degraded, "steps": program.steps, "seconds": seconds, "attempts": job.tries + 1,
-            "history": job.history, "policy": job.decision.policy if job.decision else None,
-            "probability": job.decision.probability if job.decision else None, "steps_paid": job.steps_paid,
-            "timings": job.spent | {node.name: message.report.get("spent_s", {})},
-        }  # fmt: skip
-
-    def _report_of_failure(self, job: Job, status: int) -> dict[str, Any]:
-        """What is known of a job that ends without a picture."""
-        return {
-            "job": job.id, "status": status, "program": str(job.program) if job.program else None, "seed": job.seed,
-            "nodes": list(job.action.nodes) if job.action else [], "degraded": job.degraded,
-            "seconds": time.monotonic() - job.accepted, "attempts": job.tries + 1, "history": job.history,
-            "steps_paid": job.steps_paid, "timings": job.spent,
-        }  # fmt: skip
-
     # --- recovering and ending ---
 
     async def recover(self, job: Job, reason: str, retry_after: float | None = None) -> None:
@@ -433,7 +274,7 @@ class Dispatcher:
             return
         log.info("job %s: %s", job.id, reason)
         job.history.append(reason)
-        self._note(job.id, "gateway", "recover", reason=reason)
+        self.timeline.note(job.id, "gateway", "recover", reason=reason)
         await self._dismiss(job)
         if retry_after is None:
             job.tries += 1
@@ -463,7 +304,7 @@ class Dispatcher:
         self._ending.add(job.id)
         try:
             if stage is not Stage.DONE:
-                kept["report"] = job.report = self._report_of_failure(job, status)
+                kept["report"] = job.report = report_of_failure(job, status)
             await self.ledger.end(job.id, str(stage), error=error, **kept)
         except LedgerUnwritable as unwritable:
             self.counters["unwritable"] += 1
@@ -475,7 +316,7 @@ class Dispatcher:
         job.enter(stage)
         self.counters[str(stage)] += 1
         self.counters["degraded"] += job.degraded and stage is Stage.DONE
-        self._note(job.id, "gateway", str(stage), error=error, seconds=time.monotonic() - job.accepted)
+        self.timeline.note(job.id, "gateway", str(stage), error=error, seconds=time.monotonic() - job.accepted)
         job.tell(str(stage))
         job.ended.set()
         self.jobs.pop(job.id, None)
@@ -498,33 +339,3 @@ class Dispatcher:
         """Seconds until about one job will have ended."""
         backlog = [sum(node.jobs.values()) for node in self.registry.ready()]
         return max(1.0, min(backlog, default=5.0))
-
-    def _next_attempt(self) -> int:
-        self._attempts += 1
-        return self._attempts
-
-    def _note(self, job: str, node: str, what: str, **data: Any) -> None:
-        said = {k: v for k, v in data.items() if v is not None}
-        self.events.append((job, time.time(), node, what, said))
-        self._observe(node, what, said)
-
-    def _observe(self, node: str, what: str, data: dict[str, Any]) -> None:
-        for observer in self.observers:
-            observer(node, what, data)
-
-    async def _quietly(self, work: Awaitable[Any]) -> None:
-        try:
-            await work
-        except LedgerUnwritable as error:
-            self.counters["unwritable"] += 1
-            log.warning("%s", error)
-
-
-def _whole(action: Action, first: int) -> Action:
-    """As policies see it: of a job that goes on, the legs that are left."""
-    if not first:
-        return action
-    from dataclasses import replace
-
-    program = action.program
-    return Action(replace(program, legs=program.legs[first:], guidance=program.guidance[first:]), action.nodes)

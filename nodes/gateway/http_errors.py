@@ -16,7 +16,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from nodes.gateway.dispatcher import Refusal
+from nodes.requests import Refusal
 from relay.errors import BadRequest, RelayError
 
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}

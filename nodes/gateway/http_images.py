@@ -14,10 +14,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from nodes.gateway.api import ALIVE, Api, EventStream, gone, sse, stopping, tenant_of
-from nodes.gateway.http_errors import ApiError
+from nodes.gateway.http_errors import ApiError, as_api_error
 from nodes.gateway.http_models import AUTO, OPENAPI_BODY, ImagesBody
-from nodes.gateway.views import Record, ended, watch
+from nodes.gateway.views import Record, ended, picture_of, watch
 from nodes.stages import Stage
+from relay.errors import RelayError
 from relay.family_spec import FamilySpec
 from relay.program import Program
 
@@ -101,7 +102,7 @@ async def cancel_open(api: Api, tenant: str, ids: list[str], reason: str) -> Non
 
 async def _answer(api: Api, request: Request, body: ImagesBody, records: list[Record]) -> dict[str, Any]:
     if failed := [record for record in records if record.stage is not Stage.DONE]:
-        error = failed[0].failure()
+        error = failure_of(failed[0])
         if len(records) > 1:
             done = [record.id for record in records if record.stage is Stage.DONE]
             message = f"{len(failed)} of {len(records)} pictures were not made: {error}"
@@ -122,17 +123,13 @@ async def _picture(api: Api, record: Record, body: ImagesBody, link: Callable[[s
         if record.image is None:
             raise ApiError(410, f"the picture of job {record.id} is not here")
         return {"url": link(f"/v1/jobs/{record.id}/image"), "relay": record.made()}
-    return {"b64_json": base64.b64encode(await png_of(api, record)).decode(), "relay": record.made()}
+    return {"b64_json": base64.b64encode(await picture_of(api.dispatcher, record)).decode(), "relay": record.made()}
 
 
-async def png_of(api: Api, record: Record) -> bytes:
-    """The file. ApiError 410 where it is gone."""
-    try:
-        if record.image is not None:
-            return await asyncio.to_thread((api.dispatcher.store / record.image).read_bytes)
-    except OSError:
-        pass
-    raise ApiError(410, f"the picture of job {record.id} is not here any more")
+def failure_of(record: Record) -> ApiError:
+    """Of a job that ended without a picture."""
+    said = record.error or f"job {record.id} ended as {record.stage}"
+    return ApiError(record.status, said, relay={"job": record.id})
 
 
 def _about(body: ImagesBody, record: Record) -> dict[str, Any]:
@@ -185,15 +182,15 @@ async def _events(api: Api, request: Request, body: ImagesBody, ids: list[str]) 
 async def _ended(api: Api, record: Record, about: dict[str, Any]) -> bytes:
     try:
         if record.stage is not Stage.DONE:
-            raise record.failure()
+            raise failure_of(record)
         told = about | {
             "created_at": int(time.time()), "size": record.size,
-            "b64_json": base64.b64encode(await png_of(api, record)).decode(), "usage": None,
+            "b64_json": base64.b64encode(await picture_of(api.dispatcher, record)).decode(), "usage": None,
             "relay": record.made() | {"number": record.number},
         }  # fmt: skip
         return _event("image_generation.completed", told)
-    except ApiError as error:
-        return sse("error", {"type": "error", **error.body})
+    except RelayError as error:
+        return sse("error", {"type": "error", **as_api_error(error).body})
 
 
 def _event(kind: str, data: dict[str, Any]) -> bytes:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from nodes.gateway.api import ALIVE, Api, EventStream, sse, tenant_of
 from nodes.gateway.http_errors import ApiError
-from nodes.gateway.http_images import ASKED, png_of
-from nodes.gateway.views import Record, ended, find, listed, watch
+from nodes.gateway.http_images import ASKED, failure_of
+from nodes.gateway.views import Record, ended, find, listed, picture_of, watch
 from nodes.stages import Stage
 from nodes.trace import chrome_trace, timeline
 
@@ -34,7 +34,7 @@ def routes(api: Api) -> APIRouter:
         _, wanted, key = await api.read(request, jobs=True)
         rid, ids = await api.submit(request, wanted, key)
         link = api.link(request)
-        jobs = [(await find(dispatcher, tenant_of(request), each)).told(link) for each in ids]
+        jobs = [shown(await find(dispatcher, tenant_of(request), each), link) for each in ids]
         said = {"id": rid, "object": "image.request", "jobs": jobs}
         return JSONResponse(said, 202, {"Location": f"/v1/jobs/{ids[0]}"})
 
@@ -47,15 +47,15 @@ def routes(api: Api) -> APIRouter:
         """`has_more` says whether more follow the last one; ask on with its id as `after`."""
         records = await listed(dispatcher, tenant_of(request), limit + 1, after)
         link = api.link(request)
-        shown = [record.told(link) for record in records[:limit]]
-        return JSONResponse({"object": "list", "data": shown, "has_more": len(records) > limit})
+        data = [shown(record, link) for record in records[:limit]]
+        return JSONResponse({"object": "list", "data": data, "has_more": len(records) > limit})
 
     @router.get("/{job}", summary="One job: where it stands, and its full report")
     async def job(request: Request, job: JobId) -> Response:
         """`stage` is one of accepted, placed, denoising, decoding, waiting (to be placed again), done, failed, cancelled.
         `report` holds program, steps really done, nodes, timings, attempts and what went wrong on the way; `image` the
         picture's address once it is done."""
-        return JSONResponse((await find(dispatcher, tenant_of(request), job)).told(api.link(request)))
+        return JSONResponse(shown(await find(dispatcher, tenant_of(request), job), api.link(request)))
 
     @router.delete("/{job}", summary="Cancel a job")
     async def cancel(request: Request, job: JobId) -> Response:
@@ -68,7 +68,7 @@ def routes(api: Api) -> APIRouter:
                 await asyncio.wait_for(open_job.ended.wait(), 1.0)
             if not open_job.stage.ended:
                 raise ApiError(507, "the ledger cannot be written now: the job is not cancelled", retry_after_s=5)
-        return JSONResponse((await find(dispatcher, tenant, job)).told(api.link(request)))
+        return JSONResponse(shown(await find(dispatcher, tenant, job), api.link(request)))
 
     @router.get(
         "/{job}/image", summary="A job's picture", response_class=Response,
@@ -92,7 +92,7 @@ def routes(api: Api) -> APIRouter:
             "Content-Disposition": f'inline; filename="{record.id}.png"',
             "Cache-Control": "private, max-age=3600",
         }
-        return Response(await png_of(api, record), media_type="image/png", headers=headers)
+        return Response(await picture_of(dispatcher, record), media_type="image/png", headers=headers)
 
     @router.get(
         "/{job}/events", summary="Watch a job", response_class=Response,
@@ -123,7 +123,7 @@ def routes(api: Api) -> APIRouter:
     ) -> Response:
         """Rows by the gateway's clock; `left` and `spent_s`: the stage that ended there and how long it took."""
         record = await find(dispatcher, tenant_of(request), job)
-        await dispatcher.flush()
+        await dispatcher.timeline.flush()
         rows = await asyncio.to_thread(dispatcher.ledger.events_of, record.id)
         if format == "chrome":
             return JSONResponse(chrome_trace(record.id, rows))
@@ -132,10 +132,19 @@ def routes(api: Api) -> APIRouter:
     return router
 
 
+def shown(record: Record, link: Callable[[str], str]) -> dict[str, Any]:
+    """The job object of `/v1/jobs`. `link`: a path as an address that opens it."""
+    failed = failure_of(record).body["error"] if record.stage in (Stage.FAILED, Stage.CANCELLED) else None
+    return record.told() | {
+        "object": "image.job", "created": int(record.accepted_at), "ended": record.ended_at and int(record.ended_at),
+        "error": failed, "image": link(f"/v1/jobs/{record.id}/image") if record.image else None,
+    }  # fmt: skip
+
+
 async def _events(api: Api, request: Request, record: Record) -> AsyncGenerator[bytes, None]:
     tenant, link = tenant_of(request), api.link(request)
     if not record.stage.ended:
-        yield sse("stage", {name: value for name, value in record.told(link).items() if name in STEP_FIELDS})
+        yield sse("stage", {name: value for name, value in record.told().items() if name in STEP_FIELDS})
     async with aclosing(watch(api.dispatcher, tenant, [record.id])) as happenings:
         async for each in happenings:
             if not api.let_in(tenant):
@@ -152,4 +161,4 @@ async def _events(api: Api, request: Request, record: Record) -> AsyncGenerator[
                 case "preview":
                     yield sse("preview", said | {"b64_json": base64.b64encode(each.preview).decode()})
                 case "end":
-                    yield sse("end", (await ended(api.dispatcher, tenant, record.id)).told(link))
+                    yield sse("end", shown(await ended(api.dispatcher, tenant, record.id), link))

@@ -10,7 +10,7 @@ from typing import Any
 from nodes.requests import ImageRequest
 from nodes.stages import Stage, advance
 from relay.program import Program
-from scheduler.policy import Action, Decision
+from scheduler.policy import Decision
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Job:
     steps_paid: int = 0  # steps that nodes took for it, more than the program's where work was done twice
     error: str | None = None
     status: int = 200  # HTTP's, of the error
-    retry_after: float | None = None
     report: dict[str, Any] | None = None
     image: str | None = None
     preview: bytes | None = None
@@ -75,13 +74,15 @@ class Job:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: set[asyncio.Queue[dict[str, Any]]] = field(default_factory=set)
 
+    def place(self, attempt: int, program: Program, decision: Decision, stretches: list[Stretch]) -> None:
+        """It goes to these nodes; what they answer to this attempt counts from now on."""
+        self.attempt, self.program, self.decision, self.stretches = attempt, program, decision, stretches
+        self.placed_on[attempt] = self.nodes()
+        self.enter(Stage.PLACED)
+
     def enter(self, stage: Stage) -> None:
         self.stage = advance(self.stage, stage)
         self.moved = time.monotonic()
-
-    @property
-    def action(self) -> Action | None:
-        return self.decision.action if self.decision else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,18 +100,23 @@ class Job:
     def nodes(self) -> set[str]:
         return {stretch.node for stretch in self.stretches}
 
-    def told(self) -> dict[str, Any]:
-        """Its state as `/v1/jobs/ID` shows it."""
+    @property
+    def where(self) -> dict[str, Any]:
+        """Where it stands while it is open."""
         return {
-            "id": self.id, "request": self.request_id, "number": self.number, "stage": str(self.stage), "seed": self.seed,
-            "program": str(self.program) if self.program else None, "attempt": self.attempt, "nodes": sorted(self.nodes()),
-            "leg": self.leg, "step": self.step, "of": self.of, "degraded": self.degraded, "error": self.error,
-            "report": self.report,
+            "attempt": self.attempt, "nodes": sorted(self.nodes()), "leg": self.leg, "step": self.step, "of": self.of,
         }  # fmt: skip
 
     def tell(self, event: str, **values: Any) -> None:
         """To whoever watches; one who does not read loses the oldest."""
+        if not self.watchers:
+            return
+        program = str(self.program) if self.program else None
+        told = {
+            "event": event, "id": self.id, "number": self.number, "stage": str(self.stage), "program": program,
+            "degraded": self.degraded, **self.where, **values,
+        }  # fmt: skip
         for watcher in self.watchers:
             if watcher.full():
                 watcher.get_nowait()
-            watcher.put_nowait({"event": event, **self.told(), **values})
+            watcher.put_nowait(told)

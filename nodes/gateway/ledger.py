@@ -109,15 +109,16 @@ class Ledger:
         return self._ask(order)
 
     def placed(self, job: str, attempt: int, program: str, nodes: list[str]) -> asyncio.Future[None]:
-        return self._ask(
-            lambda db: (
-                db.execute(
-                    "UPDATE jobs SET stage = 'placed', attempt = ?, program = ? WHERE id = ? AND ended_at IS NULL",
-                    (attempt, program, job),
-                )
-                and None
+        """Where a job was placed last. A restarted gateway takes a result of that attempt from those nodes."""
+        values = (attempt, program, json.dumps(nodes), job)
+
+        def order(db: sqlite3.Connection) -> None:
+            db.execute(
+                "UPDATE jobs SET stage = 'placed', attempt = ?, program = ?, nodes = ? WHERE id = ? AND ended_at IS NULL",
+                values,
             )
-        )
+
+        return self._ask(order)
 
     def end(
         self,
@@ -205,11 +206,6 @@ class Ledger:
             return db.execute(
                 "SELECT ended_at, image FROM jobs WHERE image NOT NULL AND ended_at NOT NULL ORDER BY ended_at DESC"
             ).fetchall()
-
-    def jobs_of(self, request: str) -> list[str]:
-        with self._reader() as db:
-            rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", (request,)).fetchall()
-        return [row[0] for row in rows]
 
     def events_of(self, job: str) -> list[dict[str, Any]]:
         with self._reader() as db:

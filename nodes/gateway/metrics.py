@@ -65,7 +65,7 @@ class Metrics:
         self.requests = counter("relay_http_requests", "HTTP requests answered", "method", "route", "status")
         self.latencies = histogram("relay_http_seconds", "HTTP requests, streams to their end", SECONDS, "route")
         self.registry.register(_Now(dispatcher))
-        dispatcher.observers.append(self._observe)
+        dispatcher.timeline.observers.append(self._observe)
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from nodes.deployment import Deployment
-from nodes.gateway.dispatcher import Dispatcher, Refusal
+from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.retention import tidy
+from nodes.gateway.views import find, of_job, picture_of
 from nodes.keys import Peer
 from nodes.messages import (
     Accepted,
@@ -46,7 +47,8 @@ from nodes.messages import (
     Taken,
     Told,
 )
-from nodes.requests import read_request
+from nodes.requests import Refusal, read_request
+from nodes.stages import Stage
 from nodes.tasks import Tasks
 from nodes.transport import Server, sent
 from relay.errors import BadRequest, RelayError
@@ -100,7 +102,7 @@ class Gateway:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await dispatcher.flush()
+            await dispatcher.timeline.flush()
             dispatcher.ledger.close()
 
     async def send(self, name: str, message: Message) -> bool:
@@ -224,25 +226,24 @@ class Gateway:
         await self.dispatcher.cancel(job)
 
     async def _answer(self, peer: Peer, tenant: str, ask: Ask) -> tuple[Any, list[bytes | memoryview]]:
+        dispatcher = self.dispatcher
         if ask.what == "status":
             return self.status(), []
         if ask.what == "jobs":
-            return [job.told() for job in self.dispatcher.jobs.values() if job.tenant == tenant], []
-        job = self.dispatcher.jobs.get(ask.job)
+            return [of_job(job).told() for job in dispatcher.jobs.values() if job.tenant == tenant], []
+        job = dispatcher.jobs.get(ask.job)
         if job is not None and job.tenant == tenant and ask.wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(job.ended.wait(), min(ask.wait_s, 60.0))
-        told = self.dispatcher.told(ask.job, tenant)
-        if told is None:
-            raise Refusal(f"there is no job {ask.job}", 404)
+        record = await find(dispatcher, tenant, ask.job)
         if ask.what == "trace":
-            return self.dispatcher.ledger.events_of(ask.job), []
+            return await asyncio.to_thread(dispatcher.ledger.events_of, ask.job), []
         if ask.what == "image":
-            if told.get("image") is None:
-                raise Refusal(f"job {ask.job} has no image here: it is {told['stage']}", 404)
-            return told, [(self.store / told["image"]).read_bytes()]
+            if record.stage is not Stage.DONE:
+                raise Refusal(f"job {record.id} has no image: it is {record.stage}", 404)
+            return record.told(), [await picture_of(dispatcher, record)]
         if ask.what == "job":
-            return told, []
+            return record.told(), []
         raise BadRequest(f"unknown question {ask.what!r}")
 
     # --- data ---

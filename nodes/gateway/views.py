@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nodes.gateway.dispatcher import Dispatcher
-from nodes.gateway.http_errors import ApiError
 from nodes.gateway.jobs import Job
+from nodes.requests import Refusal
 from nodes.stages import Stage
 
 ALIVE_S = 10.0  # between two signs of life where nothing happens
@@ -51,9 +51,6 @@ class Record:
     def size(self) -> str:
         return f"{self.body.get('width')}x{self.body.get('height')}"  # filled in when it was planned
 
-    def failure(self) -> ApiError:
-        return ApiError(self.status, self.error or f"job {self.id} ended as {self.stage}", relay={"job": self.id})
-
     def made(self) -> dict[str, Any]:
         """What it takes to make the picture again, and how it was made."""
         names = (
@@ -65,15 +62,12 @@ class Record:
             "degraded": bool(self.report.get("degraded")), **{name: self.report.get(name) for name in names},
         }  # fmt: skip
 
-    def told(self, link: Callable[[str], str]) -> dict[str, Any]:
-        """The job object of `/v1/jobs`. `link`: a path as an address that opens it."""
-        failed = self.failure().body["error"] if self.stage in (Stage.FAILED, Stage.CANCELLED) else None
+    def told(self) -> dict[str, Any]:
+        """Its state as every asker is told it."""
         return {
-            "id": self.id, "object": "image.job", "request": self.request, "number": self.number, "stage": str(self.stage),
-            "created": int(self.accepted_at), "ended": self.ended_at and int(self.ended_at), "seed": self.seed,
+            "id": self.id, "request": self.request, "number": self.number, "stage": str(self.stage), "seed": self.seed,
             "prompt": self.body.get("prompt"), "program": self.program, "degraded": bool(self.report.get("degraded")),
-            "error": failed, "image": link(f"/v1/jobs/{self.id}/image") if self.image else None,
-            "report": self.report or None, **self.live,
+            "error": self.error, "image": self.image, "report": self.report or None, **self.live,
         }  # fmt: skip
 
 
@@ -82,14 +76,13 @@ def of_job(job: Job) -> Record:
     import msgspec
 
     ago = time.monotonic() - job.accepted
-    live = {"attempt": job.attempt, "nodes": sorted(job.nodes()), "leg": job.leg, "step": job.step, "of": job.of}
     return Record(
         id=job.id, request=job.request_id, number=job.number, stage=job.stage, seed=job.seed,
         body={k: v for k, v in msgspec.to_builtins(job.request).items() if v is not None},
         accepted_at=time.time() - ago, program=str(job.program) if job.program else None, error=job.error,
         report=(job.report or {}) | ({} if job.stage.ended else {"degraded": job.degraded, "history": list(job.history)}),
         image=job.image if job.stage is Stage.DONE else None, ended_at=time.time() if job.stage.ended else None,
-        live={} if job.stage.ended else live,
+        live={} if job.stage.ended else job.where,
     )  # fmt: skip
 
 
@@ -103,12 +96,12 @@ def _of_row(row: dict[str, Any]) -> Record:
 
 
 async def find(dispatcher: Dispatcher, tenant: str, job_id: str) -> Record:
-    """ApiError 404 where there is none, or it is another tenant's."""
+    """Refusal 404 where there is none, or it is another tenant's."""
     if (job := dispatcher.jobs.get(job_id)) is not None and job.tenant == tenant:
         return of_job(job)
     row = await asyncio.to_thread(dispatcher.ledger.job, job_id)
     if row is None or row["tenant"] != tenant:
-        raise ApiError(404, f"there is no job {job_id[:100]}")
+        raise Refusal(f"there is no job {job_id[:100]}", 404)
     return _of_row(row)
 
 
@@ -128,6 +121,16 @@ async def ended(dispatcher: Dispatcher, tenant: str, job_id: str) -> Record:
         if record.stage.ended:
             return record
         await asyncio.sleep(0.05)  # it is in the ledger and the dispatcher takes it up at any moment
+
+
+async def picture_of(dispatcher: Dispatcher, record: Record) -> bytes:
+    """The PNG. Refusal 410 where it is not here: it stayed on its asker's device, or is not kept any more."""
+    try:
+        if record.image is not None:
+            return await asyncio.to_thread((dispatcher.store / record.image).read_bytes)
+    except OSError:
+        pass
+    raise Refusal(f"the picture of job {record.id} is not here, or not any more", 410)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""What each node of a placed job is told: its stretch of the program, where the latent comes from and where it goes."""
+
+from __future__ import annotations
+
+from nodes.gateway.jobs import Job, Point
+from nodes.gateway.registry import Node, Registry
+from nodes.messages import Assign, Source
+
+
+def assignments(
+    job: Job, point: Point | None, registry: Registry, gateway: Source, checkpoint_every: int
+) -> list[Assign]:
+    """One for each stretch, in order. `point`: where the job goes on from, None at its start; `gateway`: where the
+    gateway's checkpoints are fetched."""
+    nodes = [registry.nodes[stretch.node] for stretch in job.stretches]
+    program, request = job.program, job.request
+    assert program is not None
+    found = []
+    for i, (stretch, node) in enumerate(zip(job.stretches, nodes, strict=True)):
+        after = nodes[i + 1] if i + 1 < len(nodes) else None
+        found.append(
+            Assign(
+                job=job.id, attempt=job.attempt, program=str(program), prompt=request.prompt,
+                negative=request.negative_prompt, seed=job.seed, width=job.size[0], height=job.size[1],
+                first_leg=stretch.first, last_leg=stretch.last,
+                source=_handed(nodes[i - 1]) if i else _start(point, node, registry, gateway),
+                put_to=_at(after, "put") if after is not None and node.role == "device" else None,
+                next_key=after.key if after is not None else "", deadline_s=job.left_s,
+                checkpoint_every=checkpoint_every if node.register.checkpoints else 0, preview_every=request.previews,
+                degraded=job.degraded, keep_image=request.keep_on_device and request.device == stretch.node,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _start(point: Point | None, node: Node, registry: Registry, gateway: Source) -> Source:
+    """Where the first stretch's latent is."""
+    if point is None:
+        return Source(kind="noise")
+    if point.holder == "gateway":
+        return gateway
+    return Source(kind="held") if point.holder == node.name else _at(registry.nodes[point.holder], "fetch")
+
+
+def _handed(before: Node) -> Source:
+    """From the stretch before: nobody can dial a device, so it dials and puts."""
+    return _at(before, "put" if before.role == "device" else "fetch")
+
+
+def _at(node: Node, kind: str) -> Source:
+    return Source(kind=kind, node=node.name, address=node.register.data_address or "", key=node.key)

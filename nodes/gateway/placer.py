@@ -1,0 +1,111 @@
+"""The placer: what could serve a waiting job now, which of it the policy takes, and telling every node of it at once.
+
+    place       actions that could serve it now -> policy decides -> logged -> nodes are told
+    degrade     nothing can run its program: another program finishes, where the asker allowed it
+
+Knows no socket: `send` puts a message on its way to a node and says whether it could.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from nodes.deployment import GatewayConfig
+from nodes.gateway.assignments import assignments
+from nodes.gateway.decisions import DecisionLog
+from nodes.gateway.jobs import Job, Point
+from nodes.gateway.placement import actions_for, stretches, work_s
+from nodes.gateway.planner import Planner
+from nodes.gateway.registry import Registry
+from nodes.gateway.timeline import Timeline
+from nodes.messages import Allow, Message, Source
+from relay.program import Program
+from scheduler.policy import Action, Context, Policy
+
+Send = Callable[[str, Message], Awaitable[bool]]
+BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of an earlier process is newer
+
+
+class Placer:
+    def __init__(
+        self, config: GatewayConfig, registry: Registry, planner: Planner, policy: Policy, decisions: DecisionLog,
+        timeline: Timeline, send: Send, boot: int,
+    ):  # fmt: skip
+        self.config, self.registry, self.planner, self.policy = config, registry, planner, policy
+        self.decisions, self.timeline, self.send = decisions, timeline, send
+        self.gateway = Source(kind="fetch", node="gateway", address=config.advertise_data or config.data)
+        self._attempts = boot * BOOT
+
+    def next_attempt(self) -> int:
+        self._attempts += 1
+        return self._attempts
+
+    async def place(self, job: Job) -> str | None:
+        """Place a job where somebody is there for it. Why it must be placed again where a node could not be told."""
+        point = job.best_point(self.registry.alive_names) if job.program else None
+        programs = [job.program] if job.program and (point or job.request.fixes) else job.programs
+        first = point.leg if point else 0
+        actions = actions_for(job, programs, self.registry.ready(), first)
+        if actions:
+            return await self._act(job, actions, point, first)
+        if job.request.may_degrade and time.monotonic() - job.moved > self.config.degrade_after_s:
+            return await self._degrade(job, point)
+        return None
+
+    async def _degrade(self, job: Job, point: Point | None) -> str | None:
+        """Another program finishes; what was done counts where the large member's first leg reached a step."""
+        done = None
+        before = job.program or job.programs[0]
+        if point and before.legs[0].member == "large" and (point.leg, point.index) <= (1, 0):
+            done = point.index if point.leg == 0 else before.legs[0].last
+        ready = self.registry.ready()
+        for kept, handoff in ((point, done), (None, None)) if done else ((None, None),):
+            programs = await self.planner.others(job.request, before, handoff)
+            found = []
+            for program in programs:
+                first = 1 if kept and len(program.legs) > 1 else 0
+                found += [(action, first) for action in actions_for(job, [program], ready, first)]
+            if found:
+                first = found[0][1]
+                job.degraded = True
+                job.history.append(f"no node could go on with {before}")
+                return await self._act(job, [action for action, at in found if at == first], kept, first)
+        return None
+
+    async def _act(self, job: Job, actions: list[Action], point: Point | None, first: int) -> str | None:
+        """Decide among actions that begin with leg `first`, log it, tell every node."""
+        padded = [_left(action, first) for action in actions]
+        context = Context(
+            job=job.id, prompt=job.request.prompt, nodes=self.registry.states(), preference=job.request.preference,
+            deadline_s=job.left_s, attempt=job.tries + 1,
+        )  # fmt: skip
+        chosen = self.policy.decide(context, padded)
+        action = actions[padded.index(chosen.action)]
+        left, waited = str(job.stage), time.monotonic() - job.moved
+        job.place(self.next_attempt(), action.program, chosen, stretches(action, first))
+        self.decisions.write(job, context, chosen, point)
+        self.timeline.placed(job, left, waited)
+        job.tell("placed")
+        return await self._tell(job, action.program, point)
+
+    async def _tell(self, job: Job, program: Program, point: Point | None) -> str | None:
+        if point and point.holder not in ("gateway", job.stretches[0].node):
+            key = self.registry.nodes[job.stretches[0].node].key
+            await self.send(point.holder, Allow(job=job.id, leg=point.leg, key=key))
+        messages = assignments(job, point, self.registry, self.gateway, self.config.checkpoint_every)
+        for stretch, message in zip(job.stretches, messages, strict=True):
+            node = self.registry.nodes[stretch.node]
+            node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(program, stretch, node)
+            if not await self.send(stretch.node, message):
+                return f"node {stretch.node} could not be told"
+        return None
+
+
+def _left(action: Action, first: int) -> Action:
+    """As policies see it: of a job that goes on, the legs that are left."""
+    if not first:
+        return action
+    program = action.program
+    return Action(replace(program, legs=program.legs[first:], guidance=program.guidance[first:]), action.nodes)
