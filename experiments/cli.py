@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Experiments on relays: run a grid of programs, compare runs, report, advise.\n\n"
     "Try: `relay-experiment run configs/experiments/quick.yaml`",
 )
+Pass = Literal["scores", "times"]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -44,6 +45,9 @@ def run_(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N, mps; default: the family's.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16; default: the family's.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")] = 0,
+    only: Annotated[
+        Pass | None, typer.Option(help="Scores may be drawn on a busy machine, times want a quiet one.")
+    ] = None,
 ) -> None:
     """Run a grid of programs into a folder; the same command goes on where a stopped one was.
 
@@ -77,13 +81,14 @@ def run_(
     prepared = prepare(experiment, str(config), device, dtype)
     folder = out or Path("runs/experiments") / experiment.name
     with RunProgress() as progress:
-        run(prepared, folder, part, progress)
+        run(prepared, folder, part, progress, only)
     saved = (
         f"; shared prefixes saved {1 - progress.saved[0] / progress.saved[1]:.0%} of the steps"
         if progress.saved[1]
         else ""
     )
-    print(f"{folder}: {len(prepared.units[part[0] - 1 :: part[1]])} units of work done{saved}")
+    done = "times taken" if only == "times" else f"{len(prepared.units[part[0] - 1 :: part[1]])} units of work done"
+    print(f"{folder}: {done}{saved}")
 
 
 @app.command()
@@ -115,7 +120,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
     across: Annotated[
-        bool, typer.Option(help="Pair by mode and steps, for runs that differ in codec or matching.")
+        bool, typer.Option(help="Pair programs of the same steps, for runs that differ in codec, matching or guidance.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -137,6 +142,26 @@ def compare(
         apart = (f"{row['difference']:+.4f}", f"[{row['low']:+.4f}, {row['high']:+.4f}]", str(row["pairs"]))
         table.add_row(_label(row), row["score"], f"{row['a']:.4f}", f"{row['b']:.4f}", *apart)
     Console(width=max(Console().width, 160)).print(table)
+
+
+@app.command()
+def choose(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of all settings, scores and times, on validation.")],
+    speedup: Annotated[float, typer.Option(help="Least speedup of denoising against full-cloud.")] = 2.1,
+    score: Annotated[
+        str | None, typer.Option(help="The score that counts; default: the first a report ranks by.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The YAML that a config's `chosen:` names.")] = Path(
+        "configs/experiments/chosen/baselines.yaml"
+    ),
+) -> None:
+    """Choose each baseline's setting: of those at least so fast the one with the best score, else its fastest."""
+    from experiments.choose import choose as choose_settings
+    from experiments.choose import write_chosen
+    from experiments.run_folder import open_run
+
+    opened = open_run(run)
+    print(write_chosen(opened, choose_settings(opened, speedup, score), speedup, out), end="")
 
 
 @app.command()
@@ -204,9 +229,10 @@ def report(
 
 
 def _label(row: dict[str, Any]) -> str:
-    if "program" in row:
-        return str(row["program"])
-    return f"{row['family']} {row['mode']} s={row['handoff']} n={row['small_steps']} T={row['steps_total']}"
+    """The program in A, and what is different of the one in B."""
+    ours, theirs = row["program"].split("/"), row["program_b"].split("/")
+    other = [part for part in theirs if part not in ours]
+    return " ".join([row["program"], *(["->", *other] if other else [])])
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -2,48 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.run_folder import Run
 from experiments.statistics import interval
 from relay.errors import BadRequest
+from relay.program import Program
 from scheduler.outcomes import SCORE
 
-KEY = ["family", "program", "prompt", "seed"]
+if TYPE_CHECKING:
+    import polars as pl
+
+SAMPLE = ["prompt", "seed", "start_prompt", "start_seed", "start_skipped"]  # one picture of a program
 
 
 def compare(a: Run, b: Run, across: bool = False) -> list[dict[str, Any]]:
     """A row per program and score: both means, the difference b - a with its 95 % paired bootstrap interval, the pairs.
 
-    `across` pairs by family, mode and handoff instead of the whole program: for runs that differ in codec or matching.
+    `across`: a program that only one of the runs has is set beside those of the other that take the same steps of the
+    same members, one by one (`program` of a, `program_b`): for runs that differ in codec, matching or guidance. A
+    baseline's setting stands beside that very setting alone.
     """
-    shared = ["family", "mode", "handoff", "small_steps", "steps_total"] if across else ["family", "program"]
-    key = [*shared, "prompt", "seed"]
     left, right = a.outcomes, b.outcomes
     scores = [c for c in left.columns if c.startswith(SCORE) and c in right.columns]
-    joined = left.select(key + scores).join(right.select(key + scores), on=key, suffix="_b", nulls_equal=True)
-    if joined.is_empty():
+    pairs = _pairs(left, right, across)
+    found = []
+    for one, other in pairs:
+        joined = _of(left, one, scores).join(_of(right, other, scores), on=SAMPLE, suffix="_b", nulls_equal=True)
+        for score in scores:
+            both = joined.select(score, f"{score}_b").drop_nulls().drop_nans()
+            if both.is_empty():
+                continue
+            ours, theirs = both[score].to_numpy(), both[f"{score}_b"].to_numpy()
+            mean, low, high = interval(list(theirs - ours))
+            found.append(
+                {"family": one[0], "program": one[1], "program_b": other[1], "score": score.removeprefix(SCORE)}
+                | {"a": float(ours.mean()), "b": float(theirs.mean())}
+                | {"difference": mean, "low": low, "high": high, "pairs": len(both)}
+            )
+    if not found:
         raise BadRequest(
             f"{a.folder} and {b.folder} share no row (the same program, prompt and seed); for runs whose programs differ"
             " in codec, matching or guidance say --across"
         )
-    found = []
-    for group, rows in joined.group_by(shared, maintain_order=True):
-        for score in scores:
-            pairs = rows.select(score, f"{score}_b").drop_nulls().drop_nans()
-            if pairs.is_empty():
-                continue
-            ours, theirs = pairs[score].to_numpy(), pairs[f"{score}_b"].to_numpy()
-            mean, low, high = interval(list(theirs - ours))
-            found.append(
-                dict(zip(shared, group, strict=True))
-                | {"score": score.removeprefix(SCORE), "a": float(ours.mean()), "b": float(theirs.mean())}
-                | {"difference": mean, "low": low, "high": high, "pairs": len(pairs)}
-            )
     return found
 
 
-def missing_rows(a: Run, b: Run) -> int:
-    """Rows of either run that the other has not."""
-    both = a.outcomes.select(KEY).join(b.outcomes.select(KEY), on=KEY, how="inner").height
-    return a.outcomes.height + b.outcomes.height - 2 * both
+Named = tuple[str, str]  # family, program
+
+
+def _pairs(left: pl.DataFrame, right: pl.DataFrame, across: bool) -> list[tuple[Named, Named]]:
+    """What is compared with what, in the order of the first run."""
+    ours, theirs = _programs(left), _programs(right)
+    if not across:
+        return [(one, one) for one in ours if one in theirs]
+    found = []
+    for one, shape in ours.items():
+        alike = [other for other, its in theirs.items() if its == shape and other not in ours]
+        found += [(one, other) for other in ([one] if one in theirs else alike)]
+    return found
+
+
+def _programs(rows: pl.DataFrame) -> dict[Named, tuple[Any, ...]]:
+    """Each program of a run with what must be the same for it to be compared across: who takes how many steps."""
+    kinds = rows.select("family", "program", "method", "steps_total").unique(maintain_order=True)
+    return {
+        (family, text): (family, method, total, _way(text) if method == "program" else text)
+        for family, text, method, total in kinds.iter_rows()
+    }
+
+
+def _way(text: str) -> tuple[tuple[str, int], ...]:
+    return tuple((leg.member, leg.steps) for leg in Program.parse(text).legs)
+
+
+def _of(rows: pl.DataFrame, named: Named, scores: list[str]) -> pl.DataFrame:
+    return rows.filter(family=named[0], program=named[1]).select(SAMPLE + scores)

@@ -24,6 +24,7 @@ from relay.family_spec import find_family
 from relay.step_times import step_curve
 
 if TYPE_CHECKING:
+    from experiments.baselines.base import Baseline
     from experiments.baselines.points import Point
     from relay.family import Family, Need
     from relay.program import Program
@@ -93,14 +94,21 @@ def dry_run(
             each = " and ".join(f"{member} {1000 * costs.seconds[member]:.3g} ms" for member in MEMBERS)
             lines += [f"  a step of one image: {each} ({costs.source})", f"  about {span(seconds, costs.on_gpu)}"]
         for baseline in baselines:
-            mine = sum(point.baseline is baseline for point in points)
-            lines.append(f"  baseline {baseline.name}: {baseline.applies(family) or f'{mine} settings'}")
+            lines.append(
+                f"  baseline {baseline.name}: {baseline.applies(family) or _settings(config, baseline, points)}"
+            )
     without = f", {' and '.join(unknown)} left out," if unknown else ""
     lines += [
         "",
         f"{len(units)} units of work; about {span(total, on_gpu)}{without} without text encoding, decoding and scoring",
     ]
     return "\n".join([*lines, *_told(missing)])
+
+
+def _settings(config: Experiment, baseline: Baseline, points: Sequence[Point]) -> str:
+    """How many, or which where they are chosen."""
+    mine = [point.setting.label for point in points if point.baseline is baseline]
+    return f"{len(mine)} settings" if config.chosen is None else f"chosen: {'; '.join(mine)}"
 
 
 def _grid(family: Family, programs: Sequence[Program]) -> list[str]:

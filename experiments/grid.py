@@ -15,7 +15,8 @@ conditioning: [encode]
 guidance: [null, 3.0, [3.0, 5.0]] # one value, or large and small
 seeds: [0]                        # prompt i starts from the noise of seed * 1,000,000 + i
 metrics: [scene, {name: lpips, trunk: alexnet.pth}, my_package.metrics:Sharpness]
-baselines: [fewer_steps]
+baselines: [fewer-steps]
+chosen: chosen/baselines.yaml     # of each baseline only the setting named there; default: all. See baselines/chosen.py
 links: [wifi, {name: far, bandwidth_bit_s: 2e6, delay_s: 0.08}]
 deviation: 20                     # of so many prompts a unit, watch the latent's intensity (one more run each)
 times: {repeats: 5, curve: [1, 2, 4, 8]}   # or null: no times
@@ -23,7 +24,7 @@ batch: 50
 real:                             # replaces keys where the families draw no scenes: real checkpoints, real prompts and metrics
   workload: {name: diffusiondb, folder: data/diffusiondb}
   metrics: [{name: clip_score, model: openai/clip-vit-large-patch14}]
-  batch: 4                        # also: description, steps, seeds, baselines, links, deviation, times
+  batch: 4                        # also: description, steps, seeds, baselines, chosen, links, deviation, times
 expected:                         # shown in the report beside what was measured; of several programs the best
   - {claim: "keeps full quality at 2.1x", source: RISE, value: 1.0, where: {mode: relay, speedup: ">= 2.1", measure: ratio}}
 """
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from experiments.baselines.chosen import Chosen, read_chosen
 from relay.errors import BadRequest, RelayError
 from scheduler.baselines import NAMES as POLICIES
 
@@ -78,6 +80,7 @@ Steps = list[Count | None]
 Seeds = Annotated[list[Seed], msgspec.Meta(min_length=1)]
 Watched = Annotated[int, msgspec.Meta(ge=0)]
 Unset = msgspec.UnsetType
+Kept = str | dict[str, Chosen] | None  # a file's path beside the config, or what stands in it
 
 
 class Real(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -89,6 +92,7 @@ class Real(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seeds: Seeds | Unset = msgspec.UNSET
     metrics: list[Named] | Unset = msgspec.UNSET
     baselines: list[Named] | Unset = msgspec.UNSET
+    chosen: Kept | Unset = msgspec.UNSET
     links: list[Named] | Unset = msgspec.UNSET
     deviation: Watched | Unset = msgspec.UNSET
     times: Times | Unset | None = msgspec.UNSET
@@ -118,6 +122,7 @@ class Experiment(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seeds: Seeds = msgspec.field(default_factory=lambda: [0])
     metrics: list[Named] = msgspec.field(default_factory=lambda: ["scene"])
     baselines: list[Named] = []
+    chosen: Kept = None
     links: list[Named] = []
     deviation: Watched = 0
     times: Times | None = Times()
@@ -161,6 +166,16 @@ def read_experiment(path: Path) -> Experiment:
             raise BadRequest(f"{path}: `$.programs[{i}]` needs either mode or program")
         if (legs.mode == "relay") != (legs.handoff is not None):
             raise BadRequest(f"{path}: `$.programs[{i}]`: handoff belongs to mode relay, and relay needs it")
+    return _with_chosen(config, path)
+
+
+def _with_chosen(config: Experiment, path: Path) -> Experiment:
+    """The config with what stands in its files of chosen settings: it fixes rows, so it belongs to the config's hash."""
+    if isinstance(config.chosen, str):
+        config = msgspec.structs.replace(config, chosen=read_chosen(path.parent / config.chosen))
+    if config.real and isinstance(config.real.chosen, str):
+        real = msgspec.structs.replace(config.real, chosen=read_chosen(path.parent / config.real.chosen))
+        config = msgspec.structs.replace(config, real=real)
     return config
 
 
@@ -196,6 +211,8 @@ def config_hash(config: Experiment, families: dict[str, str]) -> str:
     fixed = msgspec.to_builtins(config)
     for said in ("description", "expected", "real"):  # `real` is in the other keys where it counts
         fixed.pop(said)
+    if config.chosen is None:  # a run from before there was such a key goes on
+        fixed.pop("chosen")
     text = msgspec.json.encode([fixed, families], order="sorted")
     return hashlib.blake2b(text, digest_size=6).hexdigest()
 
@@ -262,15 +279,21 @@ def _key(program: Program) -> str:
 
 
 def units_of(config: Experiment, counts: list[int]) -> list[Unit]:
-    """The run as units of work, of so many prompts a workload, in an order that does not depend on how it is split."""
+    """The run as units of work, of so many prompts a workload, in an order that does not depend on how it is split.
+
+    Seed by seed and chunk by chunk, every workload and family in turn: a run that is stopped holds something of all, and
+    one seed of everything before the next. Families change places from chunk to chunk, so that two shards share each.
+    """
     units = []
-    for f, family in enumerate(config.families):
-        for w, count in enumerate(counts):
-            for seed in config.seeds:
-                for first in range(0, count, config.batch):
-                    last = min(first + config.batch, count)
-                    name = f"f{f}-{Path(family).stem}-w{w}-s{seed}-p{first:05d}"
-                    units.append(Unit(name, family, w, seed, first, last))
+    for seed in config.seeds:
+        for k in range(-(-max(counts, default=0) // config.batch)):
+            for w, count in enumerate(counts):
+                first, last = k * config.batch, min((k + 1) * config.batch, count)
+                turn = list(enumerate(config.families))
+                for f, family in turn if k % 2 == 0 else reversed(turn):
+                    if first < last:
+                        name = f"f{f}-{Path(family).stem}-w{w}-s{seed}-p{first:05d}"
+                        units.append(Unit(name, family, w, seed, first, last))
     return units
 
 

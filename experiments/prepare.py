@@ -22,8 +22,8 @@ from experiments.grid import (
     weights_digest,
     workload_specs,
 )
+from experiments.links import link_for
 from experiments.provenance import provenance
-from experiments.timing import link_for
 from experiments.workloads import load_workload
 from relay.errors import BadRequest
 from relay.metrics import BUILTIN, Metric, load_metric
@@ -100,8 +100,15 @@ def prepare(config: Experiment, where: str, device: str | None = None, dtype: st
         "config": msgspec.to_builtins(config), "config_hash": prepared.hash, "weights": digests,
         "programs": {f: [str(p) for p in some] for f, some in programs.items()}, "provenance": provenance(),
         "baselines": {f: {b.name: b.applies(pipe.family) for b in baselines} for f, pipe in pipes.items()},
+        "dtypes": {f: dtype_of(pipe.family) for f, pipe in pipes.items()},
     }  # fmt: skip
     return prepared
+
+
+def dtype_of(family: Family) -> str:
+    """What the members compute in: `bf16`, or each with its own where they differ."""
+    each = {name: family.dtype(member) for name, member in family.spec.members.items()}
+    return each["large"] if len(set(each.values())) == 1 else ", ".join(f"{name} {d}" for name, d in each.items())
 
 
 def metrics_of(config: Experiment, keyed: Keyed) -> list[Metric]:
@@ -123,9 +130,11 @@ def baselines_of(config: Experiment, keyed: Keyed) -> list[Baseline]:
 def points_of(
     config: Experiment, baselines: list[Baseline], family: Family, programs: list[Program], keyed: Keyed
 ) -> list[Point]:
-    """Every setting of every baseline that the family takes, for every T that it runs in full."""
+    """Every setting (or the chosen one) of every baseline that the family takes, for every T that it runs in full."""
     asked = [total or family.spec.members["large"].steps for total in config.steps]
-    return keyed("baselines", partial(points, baselines, family, totals_of(programs, asked)))
+    assert not isinstance(config.chosen, str), "read_experiment has read the file"
+    key = "baselines" if config.chosen is None else "chosen"
+    return keyed(key, partial(points, baselines, family, totals_of(programs, asked), config.chosen))
 
 
 def workloads_of(config: Experiment, keyed: Keyed) -> list[tuple[dict[str, Any], Workload]]:

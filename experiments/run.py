@@ -3,14 +3,14 @@
 for each unit of work that is not done:
     draw every program on a chunk of prompts, shared prefixes walked once
     score the images; store them under their content; write the unit's rows in one file
-for each family: time every program at batch 1, interleaved; measure each member's step-time curve
+for each family: time every program and baseline at batch 1, interleaved; measure each member's step-time curve
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,11 +27,20 @@ from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_
 __all__ = ["Prepared", "prepare", "run"]
 
 
-def run(prepared: Prepared, folder: Path, shard: tuple[int, int] = (1, 1), progress: Any = None) -> None:
-    """Do what is not done yet. `shard` (i, n): every n-th unit from the i-th; times are shard 1's."""
+def run(
+    prepared: Prepared,
+    folder: Path,
+    shard: tuple[int, int] = (1, 1),
+    progress: Any = None,
+    only: Literal["scores", "times"] | None = None,
+) -> None:
+    """Do what is not done yet. `shard` (i, n): every n-th unit from the i-th; times are shard 1's.
+
+    `only` one of the two passes: scores may be drawn on a busy machine, times want a quiet one.
+    """
     begin(folder, prepared.facts)
     i, n = shard
-    mine = prepared.units[i - 1 :: n]
+    mine = prepared.units[i - 1 :: n] if only != "times" else []
     todo = [unit for unit in mine if not unit_path(folder, "outcomes", unit.name).exists()]
     if progress:
         progress.begin(len(mine), len(mine) - len(todo), {u.name: u.last - u.first for u in mine})
@@ -40,7 +49,9 @@ def run(prepared: Prepared, folder: Path, shard: tuple[int, int] = (1, 1), progr
         write_unit(folder, "outcomes", unit.name, rows)
         if progress:
             progress.unit(unit.name, rows, drawn)
-    if i == 1 and prepared.config.times is not None:
+    if i != 1 or only == "scores":
+        return
+    if prepared.config.times is not None:
         from experiments.timing import time_family
 
         for f, family in enumerate(prepared.config.families):
@@ -51,7 +62,7 @@ def run(prepared: Prepared, folder: Path, shard: tuple[int, int] = (1, 1), progr
                 times, curves = time_family(prepared, family)
                 write_unit(folder, "curves", name, curves)
                 write_unit(folder, "times", name, times)
-    if i == 1 and prepared.config.policy:
+    if prepared.config.policy:
         from experiments.service_pass import serve_family
 
         for f, family in enumerate(prepared.config.families):
@@ -76,7 +87,7 @@ def draw_unit(prepared: Prepared, unit: Unit, folder: Path) -> tuple[list[dict[s
     spec = workload_specs(config)[unit.workload]
     facts = {
         "config_hash": prepared.hash, "family": pipe.family.name, "workload": spec["name"], "split": spec["split"],
-        **_where_from(prepared.facts["provenance"]),
+        "dtype": prepared.facts["dtypes"][unit.family], **_where_from(prepared.facts["provenance"]),
     }  # fmt: skip
 
     def score(images: torch.Tensor, reference: torch.Tensor | None, columns: list[dict[str, Any]]) -> None:

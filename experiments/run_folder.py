@@ -37,6 +37,16 @@ class Run:
     def config_hash(self) -> str:
         return self.facts["config_hash"]
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """What each family's members compute in; empty in a run that was begun before this was told."""
+        return self.facts.get("dtypes", {})
+
+    @property
+    def dtype(self) -> str:
+        """The same as text; empty where it is not told."""
+        return dtypes_text(self.dtypes)
+
     @cached_property
     def outcomes(self) -> pl.DataFrame:
         """Quality rows, one a program x prompt x seed; see scheduler.outcomes.OUTCOME_SCHEMA."""
@@ -64,6 +74,12 @@ def open_run(folder: str | Path) -> Run:
     return Run(Path(folder))
 
 
+def dtypes_text(dtypes: dict[str, str]) -> str:
+    """One word where all families compute alike."""
+    words = list(dict.fromkeys(dtypes.values()))
+    return ", ".join(words if len(words) < 2 else (f"{Path(f).stem} {d}" for f, d in dtypes.items()))
+
+
 def begin(folder: Path, facts: dict[str, Any]) -> None:
     """Make the folder, or check that what lies there is the same experiment."""
     path = folder / "run.json"
@@ -73,6 +89,12 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
             raise BadRequest(
                 f"{folder} holds a run of another config ({there.facts['config']['name']}, {there.config_hash};"
                 f" this one is {facts['config_hash']}): choose another --out, or remove it"
+            )
+        asked = facts.get("dtypes", {})
+        if there.dtypes and asked and there.dtypes != asked:
+            raise BadRequest(
+                f"{folder} holds a run in {there.dtype}, this one is in {dtypes_text(asked)}: say the same --dtype, or"
+                " choose another --out"
             )
         return
     if folder.exists() and any(folder.iterdir()):
@@ -87,6 +109,9 @@ def merge(out: Path, shards: list[Path]) -> Run:
     if len({run.config_hash for run in runs}) > 1:
         said = ", ".join(f"{run.folder} {run.config_hash}" for run in runs)
         raise BadRequest(f"these are not shards of one run: {said}")
+    if len({run.dtype for run in runs}) > 1:
+        said = "; ".join(f"{run.folder} in {run.dtype or 'what it does not tell'}" for run in runs)
+        raise BadRequest(f"these shards were not computed alike: {said}")
     begin(out, runs[0].facts)
     for run in runs:
         for part in (*TABLES, "images"):

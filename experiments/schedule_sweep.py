@@ -43,7 +43,7 @@ def main(
         values = [v for v in SWEEP[name][2] if only is None or v in only]
         found[name] = {}
         for value in values:
-            found[name][f"{SWEEP[name][1]} {value or 'of its noise'}"] = score(name, value, prompts)
+            found[name][label(name, value)] = score(name, value, prompts)
             print(name, list(found[name].items())[-1], flush=True)
     write_result(out, "Schedules of the embedded families, on validation prompts", table(found, prompts), found)
 
@@ -86,17 +86,28 @@ def score(name: str, value: float | None, prompts: int) -> dict[str, float]:
     }
 
 
+def label(name: str, value: float | None) -> str:
+    return f"{SWEEP[name][1]} {value or 'of its noise'}"
+
+
+def shipped(name: str) -> str:
+    """The row of the schedule that the family ships."""
+    from relay.family import Family
+
+    return label(name, Family.load(name).scheduler_config("large").get(SWEEP[name][1]))
+
+
 def table(found: dict[str, Any], prompts: int) -> str:
     lines = [
         f"Share of attributes right, {prompts} validation prompts; only the schedule differs. Bold: shipped.",
         "",
     ]
-    shipped = {"mini-sd3": "shift 0.3", "mini-sdxl": "sigma_max 4.0"}
     for name, rows in found.items():
         columns = list(next(iter(rows.values())))
         lines += [f"| {name} | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
-        for label, row in rows.items():
-            said = f"**{label}**" if label == shipped[name] else label
+        own = shipped(name)
+        for words, row in rows.items():
+            said = f"**{words}**" if words == own else words
             lines.append(f"| {said} | " + " | ".join(f"{row[c]:.3f}" for c in columns) + " |")
         lines.append("")
     return "\n".join(lines)

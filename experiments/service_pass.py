@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.links import link_for
 from experiments.provenance import machine
-from experiments.timing import link_for
 from relay.errors import RelayError
 from relay.step_times import step_curve
 

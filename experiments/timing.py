@@ -1,7 +1,7 @@
 """Times of a run, in passes of their own: each program as a user would run it, and each member's step-time curve.
 
-Latency is at batch 1, programs interleaved so that a drifting machine drifts for all. A link's transfer time is
-computed from the bytes that the program sends, drawn with the link's jitter; nothing was sent on a socket here.
+Latency is at batch 1, programs and baselines interleaved so that a drifting machine drifts for all. A link's transfer
+time is computed from the bytes that the program sends, drawn with the link's jitter; nothing was sent on a socket here.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from experiments.links import link_for
 from experiments.provenance import machine
 from relay.errors import BadRequest
 from relay.step_times import step_curve
-from scheduler.links import LinkProfile, find_link
-from scheduler.message_sizes import Message, MessageSizes, bytes_sent, computed_sizes, real_sizes, sent_along
+from scheduler.links import LinkProfile
+from scheduler.message_sizes import Message, MessageSizes, bytes_sent, sent_along
 
 if TYPE_CHECKING:
     from experiments.baselines.points import Point
     from experiments.prepare import Prepared
     from relay.family import Family
-    from relay.family_spec import FamilySpec
     from relay.pipeline import RelayOutput, RelayPipeline
     from relay.program import Program
 
@@ -35,13 +36,23 @@ CURVE = "step time of a batch"
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """What is timed alone: a program, or a baseline at one setting."""
+
+    method: str
+    program: str  # as rows name it
+    sends: Callable[[MessageSizes], list[Message]]
+    measure: Callable[[int], dict[str, float]]  # seed -> seconds of its stages, or of denoising and the whole
+
+
 def time_family(prepared: Prepared, family: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Time rows and curve rows of one family."""
     config, pipe = prepared.config, prepared.pipes[family]
     assert config.times is not None
     where = {
         "config_hash": prepared.hash, "family": pipe.family.name, "threads": torch.get_num_threads(),
-        "machine": machine(prepared.facts["provenance"]),
+        "machine": machine(prepared.facts["provenance"]), "dtype": prepared.facts["dtypes"][family],
     }  # fmt: skip
     measured = {member: step_curve(pipe.family, member, config.times.curve) for member in ("large", "small")}
     curves = [
@@ -50,23 +61,43 @@ def time_family(prepared: Prepared, family: str) -> tuple[list[dict[str, Any]], 
         for batch, seconds in curve.items()
     ]
     links = [link_for(entry, pipe.family.spec, measured["large"].get(1)) for entry in config.links]
-    prompt = prepared.prompts[0][-1].text
     rows = []
-    for program, rounds in stage_times(pipe, prompt, prepared.programs[family], config.times.repeats).items():
-        for r, stages in enumerate(rounds):
+    for r in range(config.times.repeats + 1):
+        for timed in _all_timed(prepared, family):
+            stages = timed.measure(r)
+            if r == 0:
+                continue  # warms up, and lets a cache measure what it needs once
+            compute = stages.get("end_to_end_s", sum(stages.values()))
             rows += [
-                where | {"method": "program", "program": str(program), "measure": LATENCY, "round": r} | stages | sent
-                for sent in _over_links(partial(bytes_sent, program), links, sum(stages.values()), r)
-            ]
-    for point in prepared.points[family]:
-        for r, stages in enumerate(_point_times(point, pipe.family, prompt, config.times.repeats)):
-            sends = partial(sent_along, point.setting.members, pipe.family.spec.codec)
-            rows += [
-                where | {"method": point.baseline.name, "program": point.text, "measure": LATENCY, "round": r} | stages
-                | sent
-                for sent in _over_links(sends, links, stages["end_to_end_s"], r)
+                where | {"method": timed.method, "program": timed.program, "measure": LATENCY, "round": r - 1}
+                | stages | sent
+                for sent in _over_links(timed.sends, links, compute, r - 1)
             ]  # fmt: skip
     return rows, curves
+
+
+def _all_timed(prepared: Prepared, family: str) -> list[Timed]:
+    """Every program and every setting of a baseline, on the first workload's last prompt."""
+    pipe, prompt = prepared.pipes[family], prepared.prompts[0][-1].text
+    codec = pipe.family.spec.codec
+    return [
+        *(Timed("program", str(program), partial(bytes_sent, program), partial(_program_stages, pipe, prompt, program))
+          for program in prepared.programs[family]),
+        *(Timed(point.baseline.name, point.text, partial(sent_along, point.setting.members, codec),
+                partial(_point_stages, point, pipe.family, prompt))
+          for point in prepared.points[family]),
+    ]  # fmt: skip
+
+
+def _program_stages(pipe: RelayPipeline, prompt: str, program: Program, seed: int) -> dict[str, float]:
+    return _stages(pipe(prompt, program=program, seed=seed))
+
+
+def _point_stages(point: Point, family: Family, prompt: str, seed: int) -> dict[str, float]:
+    """Denoising (of both members, as `large_s`) and whole time of a baseline at batch 1."""
+    started = time.perf_counter()
+    result = point.baseline.run(family, [prompt], [seed], point.setting)
+    return {"large_s": result.denoising_s, "end_to_end_s": time.perf_counter() - started}
 
 
 def timed_rounds(
@@ -104,12 +135,16 @@ def stage_times(
     """For each program, seconds of each stage in each round."""
     found: dict[Program, list[dict[str, float]]] = {program: [] for program in programs}
     for program, result, _ in timed_rounds(pipe, prompt, programs, repeats):
-        timings, denoise = result.timings, result.denoising_s
-        found[program].append(
-            {"encode_s": timings["encode"], "large_s": denoise["large"], "small_s": denoise["small"],
-             "handoff_s": timings.get("handoff", 0.0), "decode_s": timings["decode"]}
-        )  # fmt: skip
+        found[program].append(_stages(result))
     return found
+
+
+def _stages(result: RelayOutput) -> dict[str, float]:
+    timings, denoise = result.timings, result.denoising_s
+    return {
+        "encode_s": timings["encode"], "large_s": denoise["large"], "small_s": denoise["small"],
+        "handoff_s": timings.get("handoff", 0.0), "decode_s": timings["decode"],
+    }  # fmt: skip
 
 
 def batch_sizes(text: str) -> list[int]:
@@ -118,26 +153,6 @@ def batch_sizes(text: str) -> list[int]:
     if min(numbers) < 1:
         raise BadRequest(f"--batches {text!r} is not a list of whole numbers from 1, such as 1,2,4,8,16")
     return sorted({1, *numbers})
-
-
-def link_for(entry: Any, spec: FamilySpec, mini_step_s: float | None) -> tuple[LinkProfile, MessageSizes]:
-    """A config's link, and the sizes that its messages are charged. In `scaled: {real_step_s: ..., source: ...}` the mini
-    step is left to what this run measured; `real_step_s` may be one number, or one a family; `stands_for` names the real
-    family whose sizes count where this one's name does not say it.
-    """
-    if not isinstance(entry, dict) or "scaled" not in entry:
-        return find_link(entry), computed_sizes(spec)
-    scaled = dict(entry["scaled"])
-    stands_for = scaled.pop("stands_for", spec.name)
-    if isinstance(real := scaled.get("real_step_s"), dict):
-        if spec.name not in real:
-            raise BadRequest(f"link {entry.get('name', entry.get('like'))}: scaled.real_step_s has no {spec.name}")
-        scaled["real_step_s"] = real[spec.name]
-    if "mini_step_s" not in scaled:
-        if mini_step_s is None:
-            raise BadRequest("a scaled link needs the step time at batch 1: put 1 into times.curve")
-        scaled["mini_step_s"] = mini_step_s
-    return find_link(entry | {"scaled": scaled}), real_sizes(stands_for)
 
 
 def _over_links(
@@ -164,13 +179,3 @@ def _over_links(
              "end_to_end_s": compute + sum(spent.values())}
         )  # fmt: skip
     return rows
-
-
-def _point_times(point: Point, family: Family, prompt: str, repeats: int) -> Iterator[dict[str, float]]:
-    """Denoising (of both members, as `large_s`) and whole time of a baseline at batch 1, round by round."""
-    for r in range(repeats + 1):
-        started = time.perf_counter()
-        result = point.baseline.run(family, [prompt], [r], point.setting)
-        whole = time.perf_counter() - started
-        if r:
-            yield {"large_s": result.denoising_s, "end_to_end_s": whole}

@@ -64,6 +64,7 @@ OUTCOME_SCHEMA: dict[str, Any] = {
     "commit": pl.String,
     "versions": pl.String,
     "machine": pl.String,
+    "dtype": pl.String,  # of the members; null in rows written before it was told
 }
 
 TIME_SCHEMA: dict[str, Any] = {
@@ -84,6 +85,7 @@ TIME_SCHEMA: dict[str, Any] = {
     "return_s": pl.Float64,  # the image on its way back to the asker, from a large member's node
     "end_to_end_s": pl.Float64,
     "machine": pl.String,
+    "dtype": pl.String,
     "threads": pl.Int32,
 }
 
@@ -95,6 +97,7 @@ CURVE_SCHEMA: dict[str, Any] = {
     "measure": pl.String,
     "step_s": pl.Float64,  # one guided step of the whole batch
     "machine": pl.String,
+    "dtype": pl.String,
     "threads": pl.Int32,
 }
 

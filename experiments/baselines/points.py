@@ -1,12 +1,13 @@
-"""Which baselines a run draws and times: every setting of each, for every T that the family's full-cloud has."""
+"""Which baselines a run draws and times: the settings of each, for every T that the family's full-cloud has."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.baselines.chosen import Chosen, kept, of_family
 from relay.errors import BadRequest
 from relay.program import Program
 
@@ -43,14 +44,22 @@ class Point:
         }  # img2img's large member goes on after its program
 
 
-def points(baselines: Sequence[Baseline], family: Family, totals: Sequence[int]) -> list[Point]:
-    """All of them, T by T; BadRequest where two would go by one name, and so their rows would be mixed."""
+def label_of(baseline: str, text: str, steps_total: int) -> str:
+    """The setting's label in a row's `program`, back from `Point.text`."""
+    return text.removeprefix(f"{baseline}[").removesuffix("]").removesuffix(f", T = {steps_total}")
+
+
+def points(
+    baselines: Sequence[Baseline], family: Family, totals: Sequence[int], chosen: Mapping[str, Chosen] | None = None
+) -> list[Point]:
+    """All of them, or the `chosen` ones, T by T; BadRequest where two would go by one name, and so their rows be mixed."""
+    mine = of_family(chosen, family, baselines)
     found: dict[str, Point] = {}
     for baseline in baselines:
         if baseline.applies(family) is not None:
             continue
         for total in totals:
-            for setting in baseline.settings(family, total):
+            for setting in kept(baseline, family, total, mine):
                 point = Point(baseline, setting, total)
                 if point.text in found:
                     raise BadRequest(f"baseline {baseline.name} has two settings {setting.label!r} at T = {total}")

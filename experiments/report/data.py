@@ -144,9 +144,9 @@ class Group:
 
 def read_groups(runs: Sequence[Run]) -> list[Group]:
     """All groups of these runs; BadRequest where there is nothing to report."""
-    several: dict[str, list[Run]] = {}
+    several: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        several.setdefault(run.config_hash, []).append(run)
+        several.setdefault((run.config_hash, run.dtype), []).append(run)
     groups = [g for shards in several.values() for g in _groups_of(shards)]
     if not groups:
         raise BadRequest(
@@ -159,8 +159,9 @@ def read_groups(runs: Sequence[Run]) -> list[Group]:
         varies[4] = False  # each family has its own T: its name says enough
     labels = [" · ".join(word for word, shown in zip(said, varies, strict=True) if shown) for said in parts]
     for group, label in zip(groups, labels, strict=True):
-        # two runs of one name are told apart by their configs
-        group.label = label if labels.count(label) == 1 else f"{label} · {group.run.config_hash}"
+        # two runs of one name are told apart by their configs, and by what they were computed in
+        told = " ".join(filter(None, (group.run.config_hash, group.run.dtype)))
+        group.label = label if labels.count(label) == 1 else f"{label} · {told}"
     return groups
 
 

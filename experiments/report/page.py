@@ -88,6 +88,7 @@ def _facts(runs: list[Run], groups: list[Group]) -> list[tuple[str, str]]:
             ),
         ),
         ("links", joined(short_link(link) for g in groups for link in g.links) or "not timed"),
+        ("computed in", joined(filter(None, (run.dtype for run in runs))) or "not told"),
         ("rows", str(sum(run.outcomes.height for run in runs))),
     ]
 
@@ -100,7 +101,7 @@ def _origin(run: Run) -> dict[str, Any]:
         *run.times["machine"].drop_nulls().unique().sort(),
     ]
     return {
-        "name": run.config["name"], "hash": run.config_hash, "folder": run.folder.name,
+        "name": run.config["name"], "hash": run.config_hash, "folder": run.folder.name, "dtype": run.dtype,
         "config": json.dumps(run.config, indent=1, ensure_ascii=False), "command": facts["command"],
         "commits": ", ".join(run.outcomes["commit"].drop_nulls().unique().sort()) or facts["commit"], "date": facts["date"],
         "machines": "; ".join(dict.fromkeys(machines)) or facts["processor"],

@@ -281,7 +281,7 @@ def _once_a_family(groups: list[Group]) -> list[Group]:
     found: dict[Any, Group] = {}
     for group in groups:
         if group.timed and group.walk:
-            found.setdefault((group.run.config_hash, group.family, group.steps_total), group)
+            found.setdefault((group.run.config_hash, group.run.dtype, group.family, group.steps_total), group)
     return list(found.values())
 
 

@@ -89,7 +89,7 @@ def network_map(group: Group) -> Chart:
 
 def charged(group: Group) -> tuple[Scaling | None, MessageSizes]:
     """How this run scales its links for this family (None: as given), and the sizes that its messages are charged."""
-    from experiments.timing import link_for
+    from experiments.links import link_for
     from relay.family_spec import find_family
 
     curves = group.run.curves.filter(family=group.family, member="large", batch=1)

@@ -1,0 +1,77 @@
+"""The settings of baselines that a config keeps: chosen on validation prompts, so that a test run reports them alone.
+
+mini-sd3:                        # a family's name
+  steps: 28                      # the T at which they were chosen
+  settings:
+    fewer-steps: 11 of 28 steps  # baseline: label of its setting
+
+`relay-experiment choose` writes such a file. At another T the same label counts, or, where labels name T or steps of it,
+the setting in the same place of the baseline's list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from experiments.baselines import NAMES
+from relay.errors import BadRequest
+
+if TYPE_CHECKING:
+    from experiments.baselines.base import Baseline, Setting
+    from relay.family import Family
+
+
+class Chosen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    steps: Annotated[int, msgspec.Meta(ge=1)]
+    settings: dict[str, str]
+
+
+def read_chosen(path: Path) -> dict[str, Chosen]:
+    """Family -> what was chosen for it; BadRequest names the file."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=dict[str, Chosen])
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: {error}") from None
+
+
+def of_family(chosen: Mapping[str, Chosen] | None, family: Family, baselines: Sequence[Baseline]) -> Chosen | None:
+    """What is kept of this family's baselines; None where all settings are. BadRequest on a name that is not known."""
+    if chosen is None:
+        return None
+    if family.name not in chosen:
+        raise BadRequest(
+            f"nothing is chosen for {family.name}, only for {', '.join(chosen)}: `relay-experiment choose`"
+        )
+    mine = chosen[family.name]
+    listed = [baseline.name for baseline in baselines]
+    if unknown := [name for name in mine.settings if name not in listed and name not in NAMES]:
+        raise BadRequest(f"{family.name}: unknown baseline {unknown[0]!r}: known are {', '.join((*NAMES, *listed))}")
+    for baseline in baselines:
+        if baseline.name not in mine.settings and baseline.applies(family) is None:
+            raise BadRequest(f"{family.name}: nothing is chosen for the baseline {baseline.name}")
+    return mine
+
+
+def kept(baseline: Baseline, family: Family, total: int, chosen: Chosen | None) -> list[Setting]:
+    """The settings of a baseline at T = total: all of them, or the chosen one."""
+    found = baseline.settings(family, total)
+    if chosen is None:
+        return found
+    label, labels = chosen.settings[baseline.name], [s.label for s in baseline.settings(family, chosen.steps)]
+    if label not in labels:
+        raise BadRequest(
+            f"{family.name}: {baseline.name} has no setting {label!r} at T = {chosen.steps}, but {'; '.join(labels)}"
+        )
+    same = [setting for setting in found if setting.label == label]
+    if same or len(found) == len(labels):
+        return same or [found[labels.index(label)]]
+    raise BadRequest(
+        f"{family.name}: {baseline.name} has {len(found)} settings at T = {total} and {len(labels)} at T = {chosen.steps}:"
+        f" which of them is {label!r} is not plain"
+    )
