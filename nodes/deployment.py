@@ -68,6 +68,11 @@ class GatewayConfig(_Strict, frozen=True, kw_only=True):
     prompts_in_logs: Literal["on", "hash", "off"] = "hash"
     advertise_data: str | None = None  # the data address as nodes dial it, where `data` binds to a wildcard
 
+    @property
+    def data_address(self) -> str:
+        """What nodes dial."""
+        return self.advertise_data or self.data
+
 
 class NodeConfig(_Strict, frozen=True, kw_only=True):
     role: Literal["edge", "device"]
@@ -89,6 +94,11 @@ class NodeConfig(_Strict, frozen=True, kw_only=True):
     judge: Literal["off", "local", "share"] = "off"  # devices: scores their own pictures, or lets kept ones be judged
     drain_s: Positive = 30.0
     routes: dict[str, str] = {}  # address -> the one to dial instead (an emulated link)
+
+    @property
+    def data_address(self) -> str | None:
+        """What others dial; None: it is dialled by nobody."""
+        return self.advertise or self.data
 
 
 class JudgeConfig(_Strict, frozen=True, kw_only=True):

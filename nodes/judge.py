@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from nodes.deployment import Deployment, JudgeConfig, read_deployment
 from nodes.keys import Peer
 from nodes.messages import JudgeHere, Refused, Scores, ToJudge
-from nodes.process import credentials, data_address, gateway_key, on_signals, spare_memory
+from nodes.process import credentials, gateway_key, on_signals, spare_memory
 from nodes.scoring import Scored, Scorer
 from nodes.tasks import background
 from nodes.transport import DATA, Client, sent
@@ -50,7 +50,9 @@ def run_judge(path: Path) -> None:
     gateway = Peer(name="gateway", role="gateway", key=gateway_key(deployment, path))
 
     async def main() -> None:
-        client = Client(data_address(deployment), DATA, mine, gateway, allow_plain_text=deployment.allow_plain_text)
+        client = Client(
+            deployment.gateway.data_address, DATA, mine, gateway, allow_plain_text=deployment.allow_plain_text
+        )
         async with client:
             judge = Judge(config, _families(deployment), client)
             on_signals(lambda _: judge.stopped.set())

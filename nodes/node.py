@@ -129,13 +129,11 @@ class Node:
     # --- presence ---
 
     async def _register(self) -> None:
-        server = self.exchange.server
-        address = (self.config.advertise or self.config.data) if server is not None else None
         own = {key[:2] for key in self.held if not is_local(key[0])}
         await self._tell(
             Register(
                 name=self.name, session=self.session, holdings=self.compute.holdings, batch=self.config.batch,
-                queue=self.config.queue, data_address=address, pace=self.config.pace, version=_version(),
+                queue=self.config.queue, data_address=self.config.data_address, pace=self.config.pace, version=_version(),
                 startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(own),
                 checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
                 judge=self.config.judge,

@@ -102,12 +102,12 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
 
         gateway = Peer(name="gateway", role="gateway", key=key)
         control = dial(deployment.gateway.control, CONTROL, gateway)
-        data = dial(data_address(deployment), DATA, gateway)
+        data = dial(deployment.gateway.data_address, DATA, gateway)
         await data.connect()
         server = Server(config.data, DATA, mine, allow, allow_plain_text=plain) if config.data is not None else None
         if server is not None:
             await server.open()
-        exchange = Exchange(data, data_address(deployment), dial_edge, server, config.pad)
+        exchange = Exchange(data, deployment.gateway.data_address, dial_edge, server, config.pad)
         node = Node(name, config, deployment, control, exchange, started)
         local = _local_user(node, config, deployment)
         stopping: list[asyncio.Task[None]] = []
@@ -127,10 +127,6 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
                     await socket.close()
 
     asyncio.run(main())
-
-
-def data_address(deployment: Deployment) -> str:
-    return deployment.gateway.advertise_data or deployment.gateway.data
 
 
 def _local_user(node: Any, config: NodeConfig, deployment: Deployment) -> Any:

@@ -100,8 +100,8 @@ def _link(deployment: Deployment, path: Path, name: str) -> tuple[list[str], dic
     from scheduler.links import find_link
 
     node, gateway = deployment.nodes[name], deployment.gateway
-    targets = [gateway.control, gateway.advertise_data or gateway.data]
-    targets += [each.advertise or each.data for each in deployment.nodes.values() if each.role == "edge" and each.data]
+    targets = [gateway.control, gateway.data_address]
+    targets += [address for each in deployment.nodes.values() if (address := each.data_address) is not None]
     argv, routes = ["link"], {}
     for target in dict.fromkeys(targets):
         port = free_port()

@@ -35,7 +35,7 @@ class Placer:
     ):  # fmt: skip
         self.config, self.registry, self.planner, self.policy = config, registry, planner, policy
         self.decisions, self.timeline, self.send = decisions, timeline, send
-        self.gateway = Source(kind="fetch", node="gateway", address=config.advertise_data or config.data)
+        self.gateway = Source(kind="fetch", node="gateway", address=config.data_address)
         self._attempts = boot * BOOT
 
     def next_attempt(self) -> int:

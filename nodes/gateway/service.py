@@ -310,7 +310,7 @@ class Gateway:
     def status(self) -> dict[str, Any]:
         dispatcher = self.dispatcher
         return {
-            "gateway": self.deployment.name, "data": self.config.advertise_data or self.config.data,
+            "gateway": self.deployment.name, "data": self.config.data_address,
             "version": _version(), "up_s": round(time.monotonic() - self.started, 1),
             "policy": dispatcher.policy.name, "open": len(dispatcher.jobs), "queue": self.config.queue,
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
