@@ -90,10 +90,11 @@ def fleet(
     gateway: dict[str, Any],
     keys: str | None = None,
     ready_s: float = 120.0,
+    judge: dict[str, Any] | None = None,
 ) -> Iterator[Fleet]:
     """Processes of a deployment on free loopback ports, all of its nodes ready; stopped at the end.
 
-    `nodes` and `gateway` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`.
+    `nodes`, `gateway` and `judge` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     filled = {
@@ -104,6 +105,7 @@ def fleet(
     own = {"http": None, "store": str(folder / "store"), "heartbeat_s": 0.3} | ports | gateway
     path = folder / "deployment.yaml"
     deployment = {"name": folder.name, "gateway": own, "nodes": filled} | ({"keys": keys} if keys else {})
+    deployment |= {"judge": judge} if judge is not None else {}
     path.write_text(yaml.safe_dump(deployment))
     with (folder / "log.txt").open("w") as file:
         children = children_of(read_deployment(path), path)

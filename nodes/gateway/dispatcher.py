@@ -18,6 +18,7 @@ import logging
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.reports import report_of, report_of_failure
 from nodes.gateway.timeline import Timeline
+from nodes.gateway.verdicts import Verdicts
 from nodes.images import write_bytes
 from nodes.messages import Busy, Cancel, Failed, Message, Progress, Release, Result
 from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
@@ -53,6 +55,8 @@ class Dispatcher:
         self.checkpoints = Checkpoints(int(config.checkpoint_mb * 1e6))
         self.decisions = DecisionLog(self.store / "decisions.jsonl")
         self.jobs: dict[str, Job] = {}  # those that have not ended
+        self.on_end: list[Callable[[Job], None]] = []  # told of each end, after the policy; must return at once
+        self.verdicts = Verdicts(ledger)
         self.counters: Counter[str] = Counter()
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
@@ -331,6 +335,8 @@ class Dispatcher:
         if job.decision is not None:
             self.policy.learn(job.decision, {"stage": str(stage), "error": error, **(job.report or {})})
             self.decisions.outcome(job)
+        for told in self.on_end:
+            told(job)
         return True
 
     # --- small things ---

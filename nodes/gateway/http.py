@@ -4,7 +4,8 @@
     http_models.py  what a body may say              tokens.py    tokens and tenants
     http_images.py  /v1/images/generations, models   http_errors.py  errors in OpenAI's shape
     http_jobs.py    /v1/jobs                         metrics.py   /metrics
-    views.py        jobs as their tenant sees them   docs_page.py    /docs
+    http_feedback.py  ratings of pictures            docs_page.py    /docs
+    views.py        jobs as their tenant sees them
 
 Served in the gateway's own event loop; whatever touches a disk runs in a thread.
 """
@@ -29,7 +30,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from nodes.deployment import GatewayConfig
-from nodes.gateway import http_images, http_jobs
+from nodes.gateway import http_feedback, http_images, http_jobs
 from nodes.gateway.api import Api
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.docs_page import docs_page
@@ -76,6 +77,7 @@ def make_app(dispatcher: Dispatcher, config: GatewayConfig, status: Callable[[],
     app.state.api = api
     app.include_router(http_images.routes(api))
     app.include_router(http_jobs.routes(api))
+    app.include_router(http_feedback.routes(api))
     app.include_router(_operators(api))
 
     @app.get("/docs", include_in_schema=False)

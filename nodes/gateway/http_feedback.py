@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from nodes.gateway.api import Api, json_of, noted, tenant_of
 from nodes.gateway.http_errors import ApiError
 from nodes.gateway.http_models import validated
-from nodes.gateway.verdicts import MAX_COMMENT, NotRated
+from nodes.gateway.verdicts import MAX_COMMENT
+from nodes.requests import Refusal
 
 JobId = Annotated[str, Path(description="As `POST /v1/jobs` or a picture's `relay.job` said it.", max_length=100)]
 
@@ -54,8 +55,9 @@ def routes(api: Api) -> APIRouter:
         noted(request, job=job)
         try:
             kept = await api.dispatcher.verdicts.rated(tenant_of(request), job, body.rating, body.comment)
-        except NotRated as refused:
-            raise ApiError(refused.status, str(refused), code="not_done" if refused.status == 409 else None) from None
+        except Refusal as refused:
+            code = "not_done" if refused.status == 409 else None
+            raise ApiError(refused.status, str(refused), code=code, retry_after_s=refused.retry_after_s) from None
         return JSONResponse({"object": "image.feedback", "job": job, **kept})
 
     return router

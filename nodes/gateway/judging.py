@@ -126,8 +126,17 @@ class Judging:
 
     def ended(self, job: Job) -> None:
         """A job has ended; costs the same however much there is to judge."""
-        if job.stage is not Stage.DONE or random.random() >= self.config.share:
+        if job.stage is not Stage.DONE:
             return
+        if not self._drawn(job):
+            asyncio.get_running_loop().call_soon(
+                self.dispatcher.verdicts.unjudged, job.id
+            )  # after the job's other hooks
+
+    def _drawn(self, job: Job) -> bool:
+        """Whether it is judged, and if so, who shall do it."""
+        if random.random() >= self.config.share:
+            return False
         report = job.report or {}
         node = self.dispatcher.registry.nodes.get(report.get("node", ""))
         mode = node.register.judge if node is not None else "off"
@@ -138,19 +147,22 @@ class Judging:
         if node is not None and mode == "local":
             self.tally.counters["sampled"] += 1
             self._tasks.start(self._ask_device(picture, node))
-        elif job.image is None and mode != "share":
+            return True
+        if not self.expected:
+            return False
+        if job.image is None and mode != "share":
             self.tally.counters["kept"] += 1  # on its device, which shares nothing
-        elif self.expected:
-            self.tally.counters["sampled"] += 1
-            if len(self.waiting) >= self.config.queue:
-                self.waiting.popleft()
-                self.tally.counters["dropped"] += 1
-            self.waiting.append(picture)
-            self.wake.set()
+            return False
+        self.tally.counters["sampled"] += 1
+        if len(self.waiting) >= self.config.queue:
+            self._unjudged(self.waiting.popleft().job, "dropped")
+        self.waiting.append(picture)
+        self.wake.set()
+        return True
 
     async def _ask_device(self, picture: _Picture, node: Node) -> None:
         if len(self.given) >= 2 * self.config.queue:
-            self.tally.counters["dropped"] += 1
+            self._unjudged(picture.job, "dropped")
             return
         self._give(picture, node.key)
         if not await self.to_node(node.name, JudgeThis(job=picture.job)):
@@ -179,7 +191,7 @@ class Judging:
         try:
             png = await self._read(picture)
         except (OSError, TimeoutError):
-            self.tally.counters["gone"] += 1
+            self._unjudged(picture.job, "gone")
             self._still_free(judge, served)
             return
         message = ToJudge(job=picture.job, prompt=picture.prompt, program=picture.program)
@@ -214,7 +226,11 @@ class Judging:
 
     def _lost(self, job: str) -> None:
         if self.given.pop(job, None) is not None:
-            self.tally.counters["lost"] += 1
+            self._unjudged(job, "lost")
+
+    def _unjudged(self, job: str, why: str) -> None:
+        self.tally.counters[why] += 1
+        self.dispatcher.verdicts.unjudged(job)
 
     # --- hearing ---
 
@@ -266,8 +282,8 @@ class Judging:
             return str(error)
         del self.given[message.job]
         if message.reason:
-            self.tally.counters["declined"] += 1
             log.info("job %s is not judged: %s", message.job, message.reason[:REASON])
+            self._unjudged(message.job, "declined")
             return None
         self._count(given.picture, scores)
         lag = time.monotonic() - given.picture.ended

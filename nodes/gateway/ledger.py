@@ -140,6 +140,19 @@ class Ledger:
 
         return self._ask(order)
 
+    def amend(self, job: str, **parts: Any) -> asyncio.Future[dict[str, Any] | None]:
+        """Put parts into the report of a job that has ended. The report as it was, None where there is no such job."""
+
+        def order(db: sqlite3.Connection) -> dict[str, Any] | None:
+            row = db.execute("SELECT report FROM jobs WHERE id = ? AND ended_at NOT NULL", (job,)).fetchone()
+            if row is None:
+                return None
+            before: dict[str, Any] = json.loads(row[0] or "{}")
+            db.execute("UPDATE jobs SET report = ? WHERE id = ?", (json.dumps(before | parts), job))
+            return before
+
+        return self._ask(order)
+
     def note(self, events: list[tuple[str, float, str, str, dict[str, Any]]]) -> asyncio.Future[None]:
         """Rows of the timeline: job, wall-clock time, node, what, data."""
         rows = [(job, at, node, what, json.dumps(data)) for job, at, node, what, data in events]

@@ -14,6 +14,7 @@ from typing import Any
 from nodes.deployment import Deployment
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
+from nodes.gateway.judging import Judging
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
@@ -29,9 +30,12 @@ from nodes.messages import (
     Checkpoint,
     Drain,
     Failed,
+    Feedback,
     Fetch,
     Heartbeat,
     HeartbeatSeen,
+    JudgeHere,
+    KeptPicture,
     Latent,
     Leaving,
     Message,
@@ -42,6 +46,7 @@ from nodes.messages import (
     Register,
     Registered,
     Result,
+    Scores,
     Seen,
     Submit,
     Taken,
@@ -76,6 +81,7 @@ class Gateway:
             config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer),
             load_policy(options.pop("name", ""), **options), self.send,
         )  # fmt: skip
+        self.judging = Judging(deployment.judge, self.dispatcher, data, self.send)
         self.stopped = asyncio.Event()
         self._tasks = Tasks()
 
@@ -86,11 +92,14 @@ class Gateway:
         log.info("on offer: %s", "; ".join(map(str, offered)))
         if restored := await dispatcher.restore():
             log.info("%d jobs of an earlier process are taken up again", restored)
-        loops = [self._hear_control(), self._hear_data(), dispatcher.run(), self._tidy()]
+        loops = [self._hear_control(), self._hear_data(), dispatcher.run(), self.judging.run(), self._tidy()]
         if self.config.http is not None:
             from nodes.gateway.http import make_app, serve
+            from nodes.gateway.judge_metrics import JudgeMetrics
 
-            loops.append(serve(make_app(dispatcher, self.config, self.status), self.config.http))
+            app = make_app(dispatcher, self.config, self.status)
+            app.state.api.metrics.registry.register(JudgeMetrics(self.judging, dispatcher.verdicts))
+            loops.append(serve(app, self.config.http))
         tasks = [asyncio.ensure_future(loop) for loop in loops]
         stop = asyncio.ensure_future(self.stopped.wait())
         try:
@@ -99,6 +108,7 @@ class Gateway:
                 task.result()
         finally:
             self._tasks.cancel()
+            self.judging.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -125,7 +135,7 @@ class Gateway:
             case Register():
                 await self._register(identity, peer, message)
                 return
-            case Submit() | Ask() | CancelJob():
+            case Submit() | Ask() | CancelJob() | Feedback():
                 self._tasks.start(self._asked(self.control, identity, peer, message))  # may wait; the loop must not
                 return
             case Drain() if peer.role == "client":
@@ -134,6 +144,9 @@ class Gateway:
                 if not told:
                     answer = Refused(ref=message.ref, reason=f"there is no node {message.node}", status=404)
                 await sent(self.control.send(identity, answer))
+                return
+            case Scores():
+                await self.judging.hear(self.control, identity, peer, message, ())
                 return
         node = self.registry.by_key(peer.key)
         if node is None:
@@ -205,6 +218,9 @@ class Gateway:
                     read_request(message.request), tenant, message.idempotency_key
                 )
                 answer: Message = Accepted(ref=message.ref, request=request, jobs=tuple(jobs))
+            elif isinstance(message, Feedback):
+                kept = await self.dispatcher.verdicts.rated(tenant, message.job, message.rating, message.comment)
+                answer = Told(ref=message.ref, what="feedback", value=kept)
             elif isinstance(message, CancelJob):
                 await self._cancel(tenant, message.job)
                 answer = Told(ref=message.ref, what="cancel", value=message.job)
@@ -259,6 +275,9 @@ class Gateway:
     async def _bulk(self, identity: bytes, peer: Peer, message: Any, payloads: list[Any]) -> None:
         if isinstance(message, Ask):  # an image is bulk
             self._tasks.start(self._asked(self.data, identity, peer, message))
+            return
+        if isinstance(message, (JudgeHere, Scores, KeptPicture)):
+            await self.judging.hear(self.data, identity, peer, message, payloads)
             return
         node = self.registry.by_key(peer.key)
         if node is None:
@@ -315,7 +334,7 @@ class Gateway:
             "policy": dispatcher.policy.name, "open": len(dispatcher.jobs), "queue": self.config.queue,
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
             "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes},
-            "nodes": self.registry.told(),
+            "judge": self.judging.told(), "nodes": self.registry.told(),
         }  # fmt: skip
 
 

@@ -5,8 +5,10 @@ learns from it.
     report.judged     {by, at, seconds, lag_s, missing: {metric: why}}
     report.feedback   {rating, comment, at}, of who asked; a second one replaces the first
 
-`on_scores` is called in the gateway's event loop, after the write, with (job id, {column: number}); a user's rating comes
-as {"user_rating": 0..1}. What is missing is not among them. It must return at once; when it raises, that is logged.
+Learners are called in the gateway's event loop, after the write, and must return at once; when one raises, that is logged.
+
+    on_scores(job id, {column: number})      a judge's scores, once, without what is missing; or {"user_rating": 0..1}
+    on_unjudged(job id)                      no judge's scores will come of a picture: not drawn, or given up
 """
 
 from __future__ import annotations
@@ -21,27 +23,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
+from nodes.requests import Refusal
 from nodes.stages import Stage
-from relay.errors import BadRequest, RelayError
+from relay.errors import BadRequest
 
 log = logging.getLogger("relay.gateway")
 OnScores = Callable[[str, Mapping[str, float]], None]
+OnUnjudged = Callable[[str], None]
 USER_RATING = "user_rating"
 MAX_COMMENT = 1000  # characters
-
-
-class NotRated(RelayError):
-    """A rating that is not taken, with HTTP's status."""
-
-    def __init__(self, reason: str, status: int):
-        super().__init__(reason)
-        self.status = status
 
 
 class Verdicts:
     def __init__(self, ledger: Ledger):
         self.ledger = ledger
         self.on_scores: list[OnScores] = []
+        self.on_unjudged: list[OnUnjudged] = []
         self.counters: Counter[str] = Counter()
 
     async def judged(
@@ -63,16 +60,23 @@ class Verdicts:
             log.warning("scores of %s are not kept: %s", job, error)
         if scores:
             self._tell(job, scores)
+        else:
+            self.unjudged(job)
+
+    def unjudged(self, job: str) -> None:
+        """No judge's scores will come of this picture."""
+        for learn in self.on_unjudged:
+            self._call(job, learn, job)
 
     async def rated(self, tenant: str, job: str, rating: Any, comment: Any = None) -> dict[str, Any]:
         """What a tenant thinks of its picture: 0 useless, 1 just right. The rating as it is kept; the same again changes
-        nothing. BadRequest on what is no rating, NotRated where there is no such picture of this tenant."""
+        nothing. BadRequest on what is no rating, Refusal where there is no such picture of this tenant."""
         rating, comment = check_rating(rating), _checked_comment(comment)
         row = await asyncio.to_thread(self.ledger.job, job)
         if row is None or row["tenant"] != tenant:
-            raise NotRated(f"there is no job {job[:100]}", 404)
+            raise Refusal(f"there is no job {job[:100]}", 404)
         if (stage := Stage(row["stage"])) is not Stage.DONE:
-            raise NotRated(f"job {job} has no picture to rate: it is {stage}", 409)
+            raise Refusal(f"job {job} has no picture to rate: it is {stage}", 409)
         before = json.loads(row["report"] or "{}").get("feedback")
         said = {"rating": rating, "comment": comment, "at": time.time()}
         if before is not None and (before["rating"], before["comment"]) == (rating, comment):
@@ -80,9 +84,9 @@ class Verdicts:
         try:
             old = await self.ledger.amend(job, feedback=said)
         except LedgerUnwritable as error:
-            raise NotRated(str(error), 507) from None
+            raise Refusal(str(error), 507, 5.0) from None
         if old is None:  # it was too old and is forgotten since
-            raise NotRated(f"there is no job {job}", 404)
+            raise Refusal(f"there is no job {job}", 404)
         self.counters["ratings"] += 1
         if (old.get("feedback") or {}).get("rating") != rating:
             self._tell(job, {USER_RATING: rating})
@@ -90,11 +94,14 @@ class Verdicts:
 
     def _tell(self, job: str, scores: Mapping[str, float]) -> None:
         for learn in self.on_scores:
-            try:
-                learn(job, scores)
-            except Exception:  # what learns must not stop what serves
-                self.counters["unlearned"] += 1
-                log.exception("scores of %s", job)
+            self._call(job, learn, job, scores)
+
+    def _call(self, job: str, learn: Callable[..., None], *said: Any) -> None:
+        try:
+            learn(*said)
+        except Exception:  # what learns must not stop what serves
+            self.counters["unlearned"] += 1
+            log.exception("scores of %s", job)
 
 
 def check_rating(rating: Any) -> float:

@@ -1,0 +1,457 @@
+"""Pictures are judged off every request's way, by a process that pulls them or by the device that drew them; what a device
+keeps leaves it only if its own config says so."""
+
+import asyncio
+import json
+import math
+import os
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import PROMPT, build_sd3, write_family
+
+from nodes.asker import Asker, RefusedByGateway
+from nodes.deployment import Deployment, GatewayConfig, JudgeConfig, NodeConfig, Offer, read_deployment
+from nodes.exchange import Exchange
+from nodes.fleet import fleet
+from nodes.gateway.dispatcher import Dispatcher
+from nodes.gateway.jobs import Job
+from nodes.gateway.judging import Judging
+from nodes.gateway.ledger import Ledger
+from nodes.gateway.planner import Planner
+from nodes.gateway.registry import Registry
+from nodes.images import png_bytes, to_image
+from nodes.keys import Credentials, Peer, load_public, load_secret, write_keys
+from nodes.messages import (
+    Assign,
+    JudgeHere,
+    JudgeThis,
+    KeptPicture,
+    Refused,
+    Register,
+    Registered,
+    Result,
+    Scores,
+    Source,
+    seen_of,
+)
+from nodes.node import Node
+from nodes.requests import ImageRequest
+from nodes.scoring import OWN_CLIP, Scorer
+from nodes.stages import Stage
+from nodes.transport import CONTROL, DATA, Client, Server
+from relay.errors import BadRequest
+from relay.metrics.clip_quality import QUALITIES
+from relay.scenes.language import parse
+from relay.scenes.render import render
+from scheduler.baselines import load_policy
+
+SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
+NAMES = {"gateway": "gateway", "phone": "device", "watch": "device", "judge": "judge", "stranger": "device",
+         "client": "client", "other": "client"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """Random weights over an ordinary family that says it draws scenes."""
+    root = tmp_path_factory.mktemp("drawn")
+    return write_family(root / "tiny-sd3.yaml", build_sd3(root / "sd3"), "sd3", scenes=True)
+
+
+# --- one picture's scores ---
+
+
+def drawn(prompt, side=64):
+    return png_bytes(to_image(render([parse(prompt)], np.random.default_rng(0), side)[0] / 2 + 0.5), {})
+
+
+def test_a_scene_is_scored_by_the_scene_judge_our_own_clip_and_the_ten_qualities():
+    prompt = "a large red heart at the top left and a small blue circle, on a yellow background"
+    right, missing = Scorer().score(drawn(prompt), prompt, scenes=True)
+    wrong, _ = Scorer().score(drawn('the word "ABC" in red on a black background'), prompt, scenes=True)
+    assert missing == {}
+    assert (right["attributes"], right["strict"]) == (1.0, 1.0)
+    assert wrong["attributes"] < 0.5
+    assert right[OWN_CLIP] > wrong[OWN_CLIP]
+    assert {f"q_{quality}" for quality in QUALITIES} < right.keys()
+    assert "letters" not in right  # no word was asked for: not zero, not there
+    assert "clip_score" not in right
+
+
+def test_a_word_is_scored_whole():
+    prompt = 'the word "CAT" in red on a black background'
+    assert Scorer().score(drawn(prompt), prompt, True).scores["letters"] == 1.0
+    assert Scorer().score(drawn(prompt.replace("CAT", "CAR")), prompt, True).scores["letters"] == 0.0
+
+
+def test_what_cannot_be_scored_is_missing_with_its_reason_and_costs_the_rest_nothing():
+    found = Scorer().score(drawn("a red circle"), "an oil painting of Delft", scenes=True)
+    assert "no word" in found.missing["scene"]
+    assert OWN_CLIP in found.scores
+    assert "attributes" not in found.scores
+    wide = png_bytes(Image.new("RGB", (64, 32)), {})
+    assert "square" in Scorer().score(wide, "a red circle", scenes=True).missing["scene"]
+    assert Scorer().score(b"no picture", "a red circle", scenes=True).missing.keys() == {"picture"}
+
+
+class Redness:
+    """A metric of one's own."""
+
+    name = "redness"
+    needs_reference = False
+
+    def __init__(self, broken=False):
+        self.broken, self.columns = broken, ("red", "void")
+
+    def missing(self):
+        return None
+
+    def score(self, images, prompts, references=None):
+        if self.broken:
+            raise ZeroDivisionError("broken")
+        return {"red": images[:, 0].mean((1, 2)).tolist(), "void": [math.nan] * len(images)}
+
+
+def test_families_without_scenes_are_scored_by_the_configs_metrics():
+    png = png_bytes(Image.new("RGB", (8, 8), "red"), {})
+    assert Scorer([f"{__name__}:Redness"]).score(png, "anything", scenes=False) == ({"red": 1.0}, {})
+    broken = Scorer([{"name": f"{__name__}:Redness", "broken": True}, "clip_score"]).score(png, "a red circle", False)
+    assert broken.missing == {"redness": "ZeroDivisionError: broken"}
+    assert broken.scores.keys() == {OWN_CLIP}  # our own CLIP never bears the real one's name
+    assert "judge.metrics" in Scorer().score(png, "anything", scenes=False).missing["metrics"]
+    with pytest.raises(BadRequest, match="lpips compares"):
+        Scorer(["lpips"])
+    with pytest.raises(BadRequest, match="no metric is called"):
+        Scorer(["beauty"])
+
+
+@pytest.mark.parametrize(
+    ("said", "wrong"),
+    [
+        ("judge: {share: 2}", "share"),
+        ("judge: {sample: 1}", "sample"),
+        ("{judge: {}, nodes: {judge: {role: device, families: {mini-sd3: [small]}}}}", "choose another name"),
+        (
+            "nodes: {e: {role: edge, data: 'tcp://127.0.0.1:1', families: {f: [large]}, judge: local}}",
+            "an edge keeps no",
+        ),
+        ("nodes: {d: {role: device, families: {mini-sd3: [small]}, judge: yes-please}}", "judge"),
+    ],
+)
+def test_config_that_cannot_be_is_refused(tmp_path, said, wrong):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(said)
+    with pytest.raises(BadRequest, match=wrong):
+        read_deployment(path)
+
+
+# --- a device whose gateway asks for everything ---
+
+
+async def asked_of_a_device(family, mode, keep=True):
+    """A real device draws one picture for a gateway that then asks to judge it, twice: all that the device says."""
+    me = Credentials.plain_text("gateway", "gateway")
+    gateway = Peer(name="gateway", role="gateway")
+    config = NodeConfig(role="device", families={str(family): ["small"]}, judge=mode, batch=1)
+    heard = []
+    async with (
+        Server("tcp://127.0.0.1:*", CONTROL, me) as control,
+        Server("tcp://127.0.0.1:*", DATA, me) as data,
+        Client(data.address, DATA, Credentials.plain_text("phone", "device"), gateway) as to_data,
+    ):
+        to_control = Client(control.address, CONTROL, Credentials.plain_text("phone", "device"), gateway)
+        exchange = Exchange(to_data, data.address, lambda *_: None, None)
+        node = Node("phone", config, Deployment(), to_control, exchange)
+        ended = asyncio.Event()
+        asked = []
+
+        async def serve(server):
+            while True:
+                identity, _, message, payloads = await server.receive()
+                heard.append((message, sum(len(payload) for payload in payloads)))
+                match message:
+                    case Register():
+                        asked.append(identity)
+                        await control.send(identity, Registered(gateway="curious", session="1", heartbeat_s=0.2))
+                        await control.send(identity, Assign(
+                            job="job-1", attempt=1, program=SMALL, prompt=PROMPT, negative=None, seed=1, width=32, height=32,
+                            first_leg=0, last_leg=0, source=Source(kind="noise"), keep_image=keep,
+                        ))  # fmt: skip
+                    case Result():
+                        await data.send(identity, seen_of(message))
+                        for _ in range(2):
+                            await control.send(asked[0], JudgeThis(job="job-1"))
+                if sum(isinstance(each, (Scores, KeptPicture)) for each, _ in heard) == 2:
+                    ended.set()
+
+        tasks = [asyncio.ensure_future(work) for work in (serve(control), serve(data), node.run())]
+        try:
+            await asyncio.wait_for(ended.wait(), 30)
+        finally:
+            node.stopped.set()
+            await asyncio.wait({tasks[2]}, timeout=10)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await to_control.close()
+    return heard
+
+
+def answers(heard):
+    return [message for message, _ in heard if isinstance(message, (Scores, KeptPicture))]
+
+
+def test_a_device_with_judge_off_gives_nothing_away(family):
+    heard = asyncio.run(asked_of_a_device(family, "off"))
+    assert [(each.scores, each.reason) for each in answers(heard)] == 2 * [
+        ({}, "this device gives neither pictures nor scores (`judge: off`)")
+    ]
+    assert sum(size for _, size in heard) == 0
+    assert any(isinstance(message, Result) for message, _ in heard)
+
+
+def test_a_device_with_judge_local_sends_numbers_only(family):
+    before = torch.get_num_threads()
+    heard = asyncio.run(asked_of_a_device(family, "local"))
+    refused, scored = sorted(answers(heard), key=lambda each: len(each.scores))
+    assert scored.missing == {}
+    assert {"attributes", "single_object", OWN_CLIP, "q_detail"} < scored.scores.keys()
+    assert "not here any more" in refused.reason
+    assert sum(size for _, size in heard) == 0
+    assert torch.get_num_threads() == before
+
+
+def test_a_device_with_judge_share_sends_a_kept_picture_once(family):
+    heard = asyncio.run(asked_of_a_device(family, "share"))
+    refused, sent = sorted(answers(heard), key=lambda each: isinstance(each, KeptPicture))  # each comes by its own lane
+    assert isinstance(sent, KeptPicture)
+    assert "not here any more" in refused.reason
+    sizes = [size for message, size in heard if isinstance(message, KeptPicture)]
+    assert sum(size for _, size in heard) == sizes[0] > 100
+
+
+# --- the gateway's side ---
+
+
+@pytest.fixture
+def judging(tmp_path):
+    """`made(share, queue)`: a dispatcher with nobody there, and its judging; `learned`: what learners were told."""
+
+    def made(**config):
+        gateway = GatewayConfig(store=str(tmp_path), http=None, offer=[Offer(family="mini-sd3")])
+        ledger, registry = Ledger(tmp_path / "ledger.db"), Registry(1.0)
+
+        async def nobody(name, message):
+            return False
+
+        dispatcher = Dispatcher(gateway, registry, ledger, Planner(gateway.offer), load_policy("round-robin"), nobody)
+        server = Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway"))
+        return SimpleNamespace(
+            judging=Judging(JudgeConfig(**config), dispatcher, server, nobody), server=server, dispatcher=dispatcher,
+            ledger=ledger,
+        )  # fmt: skip
+
+    return made
+
+
+def ended(name):
+    now = time.monotonic()
+    job = Job(name, "r", 0, "t", 1, ImageRequest(prompt=PROMPT), now, now, [], 1)
+    job.stage, job.image, job.report = Stage.DONE, f"images/{name}.png", {"node": "phone", "program": SMALL}
+    return job
+
+
+def test_the_queue_keeps_the_newest_and_counts_what_it_drops(judging):
+    async def work():
+        made = judging(share=1.0, queue=3)
+        for i in range(5):
+            made.judging.ended(ended(f"job-{i}"))
+        none = judging(share=0.0)
+        none.judging.ended(ended("job-9"))
+        return made.judging, none.judging
+
+    full, none = asyncio.run(work())
+    assert [picture.job for picture in full.waiting] == ["job-2", "job-3", "job-4"]
+    assert full.told()["counters"] == {"sampled": 5, "dropped": 2}
+    assert not none.waiting
+
+
+def test_scores_count_once_and_only_from_whom_the_picture_was_given_to(judging):
+    judge = Peer(name="judge", role="judge", key="judge/judge")
+    stranger = Peer(name="stranger", role="device", key="device/stranger")
+
+    async def work():
+        made, learned = judging(share=1.0), []
+        made.dispatcher.verdicts.on_scores += [
+            lambda *_: 1 / 0,
+            lambda job, scores: learned.append((job, dict(scores))),
+        ]
+        await made.ledger.accept("r", "t", None, {}, [("job-1", 1)])
+        await made.ledger.end("job-1", "done", report={"seed": 1}, image="images/job-1.png")
+        (made.dispatcher.store / "images").mkdir()
+        (made.dispatcher.store / "images" / "job-1.png").write_bytes(b"png")
+        async with made.server, Client(
+            made.server.address, DATA, Credentials.plain_text("judge", "judge"), Peer(name="gateway", role="gateway")
+        ) as client:  # fmt: skip
+            await client.send(JudgeHere(session="1", ask=1, doing="waiting"))
+            said = await made.server.receive(5)
+
+            async def hear(peer, message):
+                await made.judging.hear(made.server, said.identity, peer, message, said.payloads)
+
+            loop = asyncio.ensure_future(made.judging.run())
+            made.judging.ended(ended("job-gone"))  # its file is not there: the judge still gets the next one
+            made.judging.ended(ended("job-1"))
+            await hear(judge, said.message)
+            given, payloads = await client.receive(5)
+            for peer, message in (
+                (judge, Scores(job="job-2", scores={"a": 1.0})),
+                (stranger, Scores(job="job-1", scores={"a": 1.0})),
+                (stranger, KeptPicture(job="job-1")),
+                (judge, Scores(job="job-1", scores={"attributes": 0.5}, missing={"clip": "none"})),
+                (judge, Scores(job="job-1", scores={"attributes": 0.9})),
+            ):
+                await hear(peer, message)
+            while not learned:
+                await asyncio.sleep(0.01)
+            refusals = [(await client.receive(5))[0] for _ in range(4)]
+            loop.cancel()
+        return made, given, bytes(payloads[0]), refusals, learned
+
+    made, given, png, refusals, learned = asyncio.run(work())
+    assert (given.job, given.prompt, given.program, png) == ("job-1", PROMPT, SMALL, b"png")
+    assert {each.status for each in refusals} == {403}
+    assert learned == [("job-1", {"attributes": 0.5})]
+    report = json.loads(made.ledger.job("job-1")["report"])
+    assert report["scores"] == {"attributes": 0.5}
+    assert (report["judged"]["by"], report["judged"]["missing"], report["seed"]) == ("judge", {"clip": "none"}, 1)
+    told = made.judging.told()
+    assert told["counters"] == {"sampled": 2, "gone": 1, "judged": 1, "refused": 4}
+    assert made.dispatcher.verdicts.counters["unlearned"] == 1
+
+
+@pytest.mark.parametrize("scores", [{"a": math.inf}, {"a": math.nan}, {"a b": 1.0}, {str(i): 1.0 for i in range(99)}])
+def test_scores_that_are_none_are_refused(judging, scores):
+    async def work():
+        made = judging(share=1.0)
+        picture = made.judging
+        picture.ended(ended("job-1"))
+        picture._give(picture.waiting.popleft(), "judge/judge")
+        return picture._scored(Peer(name="judge", role="judge", key="judge/judge"), Scores(job="job-1", scores=scores))
+
+    assert asyncio.run(work())
+
+
+# --- real processes ---
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory, family):
+    root = tmp_path_factory.mktemp("judged")
+    for name, role in NAMES.items():
+        write_keys(name, role, root / "keys")
+    device = {"role": "device", "families": {str(family): ["small"]}}
+    nodes = {"phone": device | {"judge": "local"}, "watch": device | {"judge": "share"}}
+    offer = [{"family": str(family), "mode": "edge-only", "steps": 4}]
+    with fleet(root / "deployment", nodes, {"offer": offer}, "../keys", judge={"share": 1.0}) as up:
+        up.keys = root / "keys"
+        yield up
+
+
+def as_(running, name, work):
+    async def main():
+        me, server = load_secret(running.keys / f"{name}.key"), load_public(running.keys / "gateway.pub")
+        async with Asker(running.gateway.control, me, server) as asker:
+            return await asyncio.wait_for(work(asker), 60)
+
+    return asyncio.run(main())
+
+
+def judged(running, timeout_s=40, **request):
+    """A job whose scores stand in its report."""
+    job, ends = done(running, **request)["id"], time.monotonic() + timeout_s
+    while time.monotonic() < ends:
+        told = running.ask(lambda asker: asker.job(job))
+        if "scores" in told["report"]:
+            return told
+        time.sleep(0.1)
+    raise AssertionError(f"not judged within {timeout_s} s: {running.status()['judge']}")
+
+
+def done(running, **request):
+    async def work(asker):
+        job = (await asker.submit({"prompt": PROMPT, **request})).jobs[0]
+        return await asker.wait(job, 40)
+
+    told = running.ask(work)
+    assert told["stage"] == "done"
+    return told
+
+
+def image_of(running, told):
+    return running.store / "images" / f"{told['id']}.png"
+
+
+def test_the_judge_process_scores_what_is_at_the_gateway(running):
+    told = judged(running, device="watch", keep_on_device=False)
+    report = told["report"]
+    assert report["judged"]["by"] == "judge"
+    assert report["judged"]["lag_s"] > 0
+    assert report["judged"]["missing"] == {}
+    again = Scorer().score(image_of(running, told).read_bytes(), PROMPT, scenes=True).scores
+    assert report["scores"] == pytest.approx(again, abs=1e-4)
+    status = running.status()["judge"]
+    assert status["alive"] is True
+    assert status["counters"]["judged"] >= 1
+    assert os.getpriority(os.PRIO_PROCESS, running.pid("judge")) == 19
+
+
+def test_a_picture_on_a_device_that_judges_itself_stays_there(running):
+    told = judged(running, device="phone")
+    assert told["report"]["judged"]["by"] == "phone"
+    assert not image_of(running, told).exists()
+
+
+def test_a_picture_on_a_device_that_shares_goes_to_the_judge_and_is_not_kept(running):
+    told = judged(running, device="watch")
+    assert told["report"]["judged"]["by"] == "judge"
+    assert not image_of(running, told).exists()
+
+
+@pytest.mark.parametrize(
+    "message", [Scores(job="job-x", scores={"attributes": 1.0}), JudgeHere(session="s", ask=1, doing="")]
+)
+def test_a_strangers_scores_are_refused(running, message):
+    async def talk():
+        me, server = load_secret(running.keys / "stranger.key"), load_public(running.keys / "gateway.pub")
+        async with Client(running.gateway.data, DATA, me, server) as client:
+            await client.send(message, timeout_s=5.0)
+            return (await client.receive(5.0))[0]
+
+    answer = asyncio.run(talk())
+    assert isinstance(answer, Refused)
+    assert answer.status == 403
+
+
+def test_who_asked_for_a_picture_rates_it_and_nobody_else(running):
+    told = done(running)
+    assert as_(running, "client", lambda asker: asker.rate(told["id"], 0.75))["rating"] == 0.75
+    with pytest.raises(RefusedByGateway, match="no job") as refused:
+        as_(running, "other", lambda asker: asker.rate(told["id"], 0.0))
+    assert refused.value.status == 404
+    with pytest.raises(RefusedByGateway, match="rating"):
+        as_(running, "client", lambda asker: asker.rate(told["id"], 5))
+    assert running.ask(lambda asker: asker.job(told["id"]))["report"]["feedback"]["rating"] == 0.75
+
+
+def test_without_its_judge_the_service_goes_on_and_the_judge_comes_back(running):
+    before = running.pid("judge")
+    running.kill("judge")
+    done(running, device="watch", keep_on_device=False)
+    told = judged(running, device="watch", keep_on_device=False)
+    assert told["report"]["judged"]["by"] == "judge"
+    assert running.pid("judge") != before
