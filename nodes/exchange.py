@@ -192,12 +192,13 @@ class Exchange:
 
     def expect(self, assign: Assign) -> None:
         """An assignment has come: what it ends with may be fetched by the node that walks on."""
-        if self.server is not None and assign.next_key is not None:
-            self.depot.allow(assign.job, assign.last_leg + 1, assign.next_key)
-            self.depot.allow(assign.job, EMBEDDINGS, assign.next_key)
+        if self.server is not None and assign.next_key:
+            self.allow(Allow(job=assign.job, leg=assign.last_leg + 1, key=assign.next_key))
 
     def allow(self, message: Allow) -> None:
+        """Who walks on from a latent fetches the embeddings that belong to it, too."""
         self.depot.allow(message.job, message.leg, message.key)
+        self.depot.allow(message.job, EMBEDDINGS, message.key)
 
     async def keep(self, job: str, leg: int, data: bytes) -> None:
         """Keep a handoff (or embeddings) and send it to those who wait."""

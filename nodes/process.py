@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -18,8 +17,6 @@ from relay.errors import BadRequest
 
 if TYPE_CHECKING:
     from nodes.transport import Client, Lane
-
-log = logging.getLogger("relay.node")
 
 
 def keys_folder(deployment: Deployment, path: Path) -> Path | None:
@@ -149,13 +146,3 @@ def on_signals(act: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, act, number)
-
-
-def set_up_logs() -> None:
-    """Lines on stderr: JSON where nobody looks, short ones on a terminal or under `relay up`."""
-    try:
-        from nodes.logs import set_up
-    except ImportError:
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    else:
-        set_up()

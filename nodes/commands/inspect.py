@@ -75,9 +75,9 @@ def judge(
     """Say what of a scene prompt an image shows: per attribute, per GenEval category, and all right or not."""
     if config is not None and image is None:
         from nodes.judge import run_judge
-        from nodes.process import set_up_logs
+        from nodes.logs import set_up
 
-        set_up_logs()
+        set_up()
         run_judge(config)
         return
     if config is not None or image is None or prompt is None:

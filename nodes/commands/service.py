@@ -24,9 +24,10 @@ Route = Annotated[
 
 def gateway(config: Config) -> None:
     """Run the gateway: it accepts requests, records them, decides where they run, and answers."""
-    from nodes.process import run_gateway, set_up_logs
+    from nodes.logs import set_up
+    from nodes.process import run_gateway
 
-    set_up_logs()
+    set_up()
     run_gateway(config)
 
 
@@ -41,7 +42,8 @@ def device(config: Config, name: Name = None, route: Route = None) -> None:
 
 
 def _node(role: str, config: Path, name: str | None, route: list[str] | None) -> None:
-    from nodes.process import run_node, set_up_logs
+    from nodes.logs import set_up
+    from nodes.process import run_node
 
     routes = {}
     for each in route or []:
@@ -49,7 +51,7 @@ def _node(role: str, config: Path, name: str | None, route: list[str] | None) ->
         if not equals:
             raise BadRequest(f"--route {each!r} is not ADDR=ADDR")
         routes[here] = there
-    set_up_logs()
+    set_up()
     run_node(config, role, name, routes)
 
 
