@@ -250,11 +250,11 @@ _LOG = math.log(1001)
 
 
 def _squash(value: float, scale: float) -> float:
-    return value / (value + scale) if value > 0 else 0.0
+    return 0.0 if value <= 0 else value / (value + scale)
 
 
 def _bounded(value: float) -> float:
-    return min(1.0, max(0.0, value))
+    return value if not (value < 0 or value > 1) else float(value > 1)  # nan stays nan, and is refused where it is used
 
 
 def _mean(values: Sequence[float]) -> float:

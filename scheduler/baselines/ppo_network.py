@@ -16,19 +16,17 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 class _Masked(ActorCriticPolicy):
     """The last numbers of an observation say which actions are on offer, 1 or 0."""
 
-    def get_distribution(self, obs: torch.Tensor) -> Distribution:
-        return self._masked(super().get_distribution(obs), obs)
-
-    def evaluate_actions(
-        self, obs: torch.Tensor, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        distribution = self.get_distribution(obs)
-        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
-
-    def _masked(self, distribution: Distribution, obs: torch.Tensor) -> Distribution:
+    def get_distribution(self, obs: Any) -> Distribution:
+        distribution: Any = super().get_distribution(obs)
         logits = distribution.distribution.logits
         absent = obs[:, -logits.shape[1] :] < 0.5
         return distribution.proba_distribution(action_logits=logits.masked_fill(absent, -1e8))
+
+    def evaluate_actions(
+        self, obs: Any, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
 
 
 class _Spaces(gym.Env):

@@ -38,7 +38,7 @@ class _Arm:
     def value(self, c: np.ndarray) -> tuple[float, float]:
         """Mean and standard deviation of theta_a . c."""
         seen = np.linalg.solve(self.precision, c)
-        return float(seen @ self.weighted), float(np.sqrt(max(c @ seen, 1e-12)))
+        return float(seen @ self.weighted), max(float(c @ seen), 1e-12) ** 0.5
 
 
 class Thompson:
