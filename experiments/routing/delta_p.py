@@ -6,7 +6,8 @@ with q_i a mean over the prompts that metric i applies to (nan elsewhere). The b
 member is worse count against it: sending all prompts to the large member is 100 less 20 for each tenth metric it loses.
 dP is a sum over the prompts that are sent, each with a worth of its own, so an exact best routing exists.
 
-Arrays are (N prompts, M metrics); `worth` (N,) is in per cent of dP.
+Arrays are (N prompts, M metrics); `worth` (N,) is in per cent of dP. A router's scores (N,) stand where PRS stands: the
+large member gets the prompts with the lowest.
 """
 
 from __future__ import annotations
@@ -37,13 +38,22 @@ def column_means(values: Array) -> Array:
         return np.nanmean(values, axis=0)
 
 
-def worth(quality: Array, small: Array, large: Array) -> Array:
-    """What each prompt adds to dP when it gets `quality` instead of the small member's picture, (N,)."""
-    gap = np.abs(column_means(large) - column_means(small))
+def worth(quality: Array, small: Array, large: Array, gap: Array | None = None) -> Array:
+    """What each prompt adds to dP when it gets `quality` instead of the small member's picture, (N,).
+
+    `gap` (M,): |q_i(large) - q_i(small)| where it is known from more prompts than these; default: from these.
+    """
+    gap = np.abs(column_means(large) - column_means(small)) if gap is None else gap
     if not (gap > 0).all():
         raise BadRequest("a metric has no gap between the members, so no dP: leave it out")
     counted = np.maximum((~np.isnan(small)).sum(0), 1)
     return 100 * np.nan_to_num((quality - small) / (counted * gap)).mean(1)
+
+
+def worth_by(quality: Array, small: Array, gap: Array, asked: Array) -> Array:
+    """Each prompt's own worth (N,), whose mean over prompts is dP / 100, with given gaps (M,) and shares (M,) of prompts
+    that a metric applies to: what a learner regresses, and what needs no other prompt of its split."""
+    return np.nan_to_num((quality - small) / (gap * asked)).mean(1)
 
 
 def delta_p(quality: Array, small: Array, large: Array) -> float:
@@ -56,7 +66,7 @@ def order(scores: Array, seed: int = 0) -> Array:
     if not np.isfinite(scores).all():
         raise BadRequest("a router gave a score that is no number")
     shuffled = np.random.default_rng(seed).permutation(len(scores))
-    return shuffled[np.argsort(-scores[shuffled], kind="stable")]
+    return shuffled[np.argsort(scores[shuffled], kind="stable")]
 
 
 def send(scores: Array, share: float, seed: int = 0) -> Array:
@@ -71,7 +81,7 @@ def tied(scores: Array, share: float) -> float:
     count = math.floor(share * len(scores) + 1e-9)
     if not 0 < count < len(scores):
         return 0.0
-    ranked = np.sort(scores)[::-1]
+    ranked = np.sort(scores)
     at = ranked[count - 1]
     return float((scores == at).mean()) if ranked[count] == at else 0.0
 
@@ -127,18 +137,28 @@ def gaps(metrics: Sequence[str], small: Array, large: Array, seed: int = 0) -> l
     return found
 
 
-def bootstrap(
-    score_seeds: Sequence[Array], small: Array, large: Array, share: float, seed: int = 0, rounds: int = 400
+def redraw(
+    routed: Sequence[Array], small: Array, large: Array, other: Sequence[Array] | None = None, rounds: int = ROUNDS
 ) -> Array:
-    """dP at a share, redrawn over seeds and prompts together, (rounds,): gaps and thresholds anew in each draw.
+    """dP of routings redrawn over seeds and prompts together, (rounds,), the gaps anew in each draw.
 
-    `score_seeds`: the scores (N,) that each seed's router gave the same prompts.
+    `routed`: for each seed the qualities (N, M) of what was chosen; with `other`, dP less that of the other routings
+    on the same prompts.
     """
-    rng = np.random.default_rng(seed)
-    found = np.empty(rounds)
-    for i in range(rounds):
-        rows = rng.integers(len(small), size=len(small))
-        s, g = small[rows], large[rows]
-        scores = score_seeds[rng.integers(len(score_seeds))][rows]
-        found[i] = worth(g, s, g)[send(scores, share, i)].sum()
-    return found
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(len(small), np.full(len(small), 1 / len(small)), size=rounds).astype(float)
+    gap = counts @ np.nan_to_num(large - small)  # (rounds, M): sums over prompts, so the number of prompts cancels
+    # a draw in which a metric has no gap or applies to no prompt leaves it out
+    per_gap = np.where(gap != 0, 1 / np.abs(np.where(gap != 0, gap, 1)), np.nan)
+
+    def of(several: Sequence[Array]) -> Array:
+        found = np.stack([100 * np.nanmean(counts @ np.nan_to_num(one - small) * per_gap, axis=1) for one in several])
+        return found[rng.integers(len(several), size=rounds), np.arange(rounds)]
+
+    return of(routed) - of(other) if other is not None else of(routed)
+
+
+def interval(draws: Array) -> tuple[float, float]:
+    """95 % of the draws."""
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return float(low), float(high)
