@@ -135,13 +135,13 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
-    for column in ("program", "score", str(a), str(b), "B - A", "95 % interval", "pairs"):
+    table = Table(box=None, header_style="bold", title=f"A: {a}, B: {b}", title_justify="left")
+    for column in ("program", "score", "A", "B", "B - A", "95 % interval", "pairs"):
         table.add_column(column)
     for row in rows:
         apart = (f"{row['difference']:+.4f}", f"[{row['low']:+.4f}, {row['high']:+.4f}]", str(row["pairs"]))
         table.add_row(_label(row), row["score"], f"{row['a']:.4f}", f"{row['b']:.4f}", *apart)
-    Console(width=max(Console().width, 160)).print(table)
+    Console(width=max(Console().width, 190)).print(table)
 
 
 @app.command()

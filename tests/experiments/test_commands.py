@@ -101,6 +101,17 @@ def test_the_plain_pipeline_is_compared_pair_by_pair(tmp_path):
     assert "paired" in (tmp_path / "p.md").read_text()
 
 
+def test_the_table_of_schedules_marks_the_one_that_is_shipped():
+    from experiments.schedule_sweep import table
+
+    found = json.loads((ROOT / "docs" / "results" / "schedules.json").read_text())["families"]
+    text = table(found, 120)
+    assert text in (ROOT / "docs" / "results" / "schedules.md").read_text()
+    for family, key in (("mini-sd3", "shift"), ("mini-sdxl", "sigma_max")):
+        config = ROOT / "relay" / "weights" / family / "scheduler" / "scheduler_config.json"
+        assert f"| **{key} {json.loads(config.read_text())[key]}** |" in text
+
+
 def test_the_judge_is_checked_against_renders_and_a_persons_labels(tmp_path):
     run("experiments.judge_check", "report", "--out", tmp_path / "j.md", "--prompts", "20")
     found = json.loads((tmp_path / "j.json").read_text())["families"]

@@ -20,6 +20,7 @@ from experiments.baselines.programs import FewerSteps
 from experiments.cli import app
 from experiments.grid import read_experiment
 from experiments.report import write_report
+from experiments.report.data import read_groups
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 from relay.errors import BadRequest
@@ -100,6 +101,7 @@ def test_every_section_is_there_and_none_is_left_out_of_a_full_run(page):
     assert set(re.findall(r'<section id="(\w+)"', text)) == SECTIONS
     assert "Left out" not in text
     assert "latency, batch 1" in section(text, "short")
+    assert "computed in</dt><dd>fp32" in text
     assert "(scaled)" in section(text, "stages")
     assert "a test (not measured)" in html.unescape(section(text, "networks"))
     assert 'id="origin"' in text
@@ -216,6 +218,16 @@ def test_a_run_from_before_some_columns_were_stored_can_still_be_reported(folder
     text = write_report([tmp_path / "run"]).read_text()
     assert "RMS error of the picture against fp16" in section(text, "codecs")
     assert "Left out" not in text
+
+
+def test_runs_in_two_dtypes_are_not_taken_for_shards_of_one(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("report", "images"))
+    facts = json.loads((folder / "run.json").read_text())
+    assert set(facts["dtypes"].values()) == {"fp32"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts | {"dtypes": {"mini-sdxl": "bf16"}}))
+    groups = read_groups([open_run(folder), open_run(tmp_path / "run")])
+    assert [group.label.split()[-1] for group in groups] == ["fp32", "bf16"]
+    assert all(len(group.shards) == 1 for group in groups)
 
 
 def test_text_of_a_run_is_never_markup(bare_page):

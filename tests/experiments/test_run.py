@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -9,16 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 import yaml
 from tiny import write_family
 
 from experiments.cli import app
-from experiments.grid import read_experiment
+from experiments.grid import Experiment, read_experiment, units_of
 from experiments.report import write_report
 from experiments.run import prepare, run
-from experiments.run_folder import open_run, pack
+from experiments.run_folder import merge, open_run, pack
 from nodes.cli import run as run_app
 from relay.deviation import intensity
 from relay.errors import BadRequest
@@ -98,6 +100,7 @@ def test_each_row_is_one_program_prompt_and_seed(whole):
     assert set(frame["prompt"]) == set(PROMPTS)
     assert frame["seed"].n_unique() == 16
     assert frame["config_hash"].unique().to_list() == [whole.config_hash]
+    assert all(table["dtype"].unique().to_list() == ["fp32"] for table in (frame, whole.times, whole.curves))
     relays = frame.filter(pl.col("mode") == "relay")
     assert (relays["latent_bytes"] > 0).all()
     assert (frame.filter(pl.col("mode") == "full-cloud")["latent_bytes"] == 0).all()
@@ -210,9 +213,14 @@ def test_a_finished_run_is_not_done_again(config, whole):
 
 
 def test_shards_merge_into_the_rows_of_an_unsharded_run(config, whole, tmp_path):
+    """The first shard's times are taken before its scores, each pass by itself."""
     for i in (1, 2):
         short = prepare(read_experiment(config), str(config))
-        run(short, tmp_path / f"shard{i}", (i, 2))
+        if i == 1:
+            run(short, tmp_path / "shard1", (1, 2), only="times")
+            assert open_run(tmp_path / "shard1").outcomes.is_empty()
+        run(short, tmp_path / f"shard{i}", (i, 2), only="scores")
+        assert open_run(tmp_path / f"shard{i}").times.is_empty() == (i == 2)
     with pytest.raises(SystemExit) as end:
         run_command("merge", tmp_path / "merged", tmp_path / "shard1", tmp_path / "shard2")
     assert end.value.code == 0
@@ -224,8 +232,6 @@ def test_shards_merge_into_the_rows_of_an_unsharded_run(config, whole, tmp_path)
 def test_two_runs_are_compared_pair_by_pair(whole, capsys):
     with pytest.raises(SystemExit):
         run_command("compare", whole.folder, whole.folder, "--json")
-    import json
-
     found = json.loads(capsys.readouterr().out)
     assert {row["score"] for row in found} == {"brightness", "apart"}
     assert all(row["difference"] == 0 == row["low"] == row["high"] for row in found)
@@ -289,6 +295,28 @@ def test_a_folder_of_another_config_is_refused_and_kept(config, whole, tmp_path)
     with pytest.raises(BadRequest, match="run of another config"):
         run(prepare(read_experiment(path), str(path)), whole.folder)
     assert open_run(whole.folder).outcomes.height == before
+
+
+def test_rows_of_two_dtypes_are_not_mixed(config, whole, tmp_path):
+    with pytest.raises(BadRequest, match="holds a run in fp32, this one is in bf16: say the same --dtype"):
+        run(prepare(read_experiment(config), str(config), dtype="bf16"), whole.folder)
+    other = tmp_path / "other"
+    other.mkdir()
+    facts = whole.facts | {"dtypes": dict.fromkeys(whole.dtypes, "bf16")}
+    (other / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(BadRequest, match=r"not computed alike.*whole in fp32; .*other in bf16"):
+        merge(tmp_path / "merged", [whole.folder, other])
+
+
+def test_the_first_units_hold_something_of_every_family_and_workload():
+    said = {"name": "x", "workload": {}, "families": ["a", "b"], "programs": [], "seeds": [0, 1], "batch": 10}
+    units = units_of(msgspec.convert(said | {"programs": [{"mode": "full-cloud"}]}, Experiment), [25, 10])
+    assert {(u.family, u.workload) for u in units[:4]} == {(f, w) for f in "ab" for w in (0, 1)}
+    assert [u.seed for u in units] == [0] * 8 + [1] * 8
+    assert sorted({(u.first, u.last) for u in units if u.workload == 0}) == [(0, 10), (10, 20), (20, 25)]
+    assert len({u.name for u in units}) == len(units)
+    for shard in (units[::2], units[1::2]):
+        assert {u.family for u in shard if u.workload == 0} == {"a", "b"}
 
 
 def test_a_full_disk_is_one_line_and_loses_no_row(config, tmp_path):
