@@ -8,6 +8,7 @@ kept, and `times` is arithmetic over it. The times are those of `scheduler.finis
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -105,6 +106,11 @@ class ActionTable:
         for i, action in enumerate(self.actions):
             found.setdefault(str(action.program), []).append(i)
         return [(text, np.array(indices)) for text, indices in found.items()]
+
+    @cached_property
+    def text(self) -> str:
+        """The actions as JSON: [[program, [node, ...]], ...]."""
+        return json.dumps([[str(action.program), action.nodes] for action in self.actions], separators=(",", ":"))
 
     def node_table(self, context: Context) -> NodeTable:
         nan = float("nan")
