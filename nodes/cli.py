@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nodes.commands import ask, generate, handoff, inspect, keys, link, service
+from nodes.commands import ask, explain, generate, handoff, inspect, keys, link, replay, service
 from relay.errors import BadRequest, RelayError
 
 # The base of every complaint about the command line; typer carries it without naming it.
@@ -29,6 +29,7 @@ app.command("finish")(handoff.finish)
 app.command("families")(inspect.families)
 app.command("judge")(inspect.judge)
 app.command("show")(generate.show)
+app.command("explain")(explain.explain)
 app.command("doctor")(inspect.doctor)
 app.command("keygen")(keys.keygen)
 app.command("link")(link.link)
@@ -44,6 +45,7 @@ app.command("trace")(ask.trace)
 app.command("cancel")(ask.cancel)
 app.command("feedback")(ask.feedback)
 app.command("drain")(ask.drain)
+app.command("replay")(replay.replay)
 
 
 def main() -> None:

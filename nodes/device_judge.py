@@ -11,26 +11,24 @@ delivered, the newest few only.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import threading
+import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nodes.messages import Assign, JudgeThis, KeptPicture, Message, Scores
+from nodes.score_process import NotScored, ScoreProcess
+from nodes.tasks import background
 from relay.program import Program
 
 if TYPE_CHECKING:
     from nodes.compute import Compute
-    from nodes.scoring import Scored, Scorer
 
-log = logging.getLogger("relay.node")
 REMEMBERED = 64  # pictures that may still be asked for
 QUEUE = 16  # pictures that wait to be scored; the oldest goes
 IDLE_EVERY_S = 0.05
-NICE = 19
+REST_S = 60.0  # without a picture, the process that scores ends
 
 
 class _Picture(NamedTuple):
@@ -46,13 +44,12 @@ class DeviceJudge:
         self, mode: str, metrics: Sequence[str | Mapping[str, Any]], compute: Compute,
         tell: Callable[[Message], Awaitable[Any]], show: Callable[[KeptPicture, bytes], Awaitable[Any]],
     ):  # fmt: skip
-        self.mode, self.metrics, self.compute, self.tell, self.show = mode, metrics, compute, tell, show
+        self.mode, self.compute, self.tell, self.show = mode, compute, tell, show
+        self.process = ScoreProcess(metrics)
         self._pictures: OrderedDict[str, _Picture] = OrderedDict()
         self._queue: deque[tuple[str, _Picture]] = deque()
-        self._there = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
-        self._stopped = False
-        self._loop = asyncio.get_running_loop()
+        self._there = asyncio.Event()
+        self._work: asyncio.Task[None] | None = None
 
     def keep(self, assign: Assign, png: bytes) -> None:
         """A picture was drawn here for the gateway."""
@@ -72,60 +69,42 @@ class DeviceJudge:
         elif self.mode == "share":
             await self.show(KeptPicture(job=message.job), picture.png)
         else:
-            if len(self._queue) >= QUEUE:
-                await self._refuse(self._queue.popleft()[0], "this device had no time for it")
             self._queue.append((message.job, picture))
-            self._there.release()
-            self._start()
+            self._there.set()
+            if self._work is None:
+                self._work = background(self._score_all())
+            if len(self._queue) > QUEUE:
+                await self._refuse(self._queue.popleft()[0], "this device had no time for it")
 
     def stop(self) -> None:
-        self._stopped = True
-        self._there.release()
+        if self._work is not None:
+            self._work.cancel()
+        self.process.stop()
 
     async def _refuse(self, job: str, reason: str) -> None:
         await self.tell(Scores(job=job, reason=reason))
 
-    # --- the thread ---
-
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
-        import torch
-
-        from nodes.scoring import Scorer
-
-        lowest_priority()
-        torch.set_num_threads(1)  # of this thread: the compute thread's own are as they were
-        scorer = Scorer(self.metrics)
+    async def _score_all(self) -> None:
         while True:
-            self._there.acquire()
-            if self._stopped:
-                return
-            try:
-                job, picture = self._queue.popleft()
-            except IndexError:  # it was the oldest of too many
-                continue
-            while self.compute.works and not self._stopped:  # drawing comes first
-                time.sleep(IDLE_EVERY_S)
-            began = time.monotonic()
-            found = self._score(scorer, picture)
-            message = Scores(job=job, scores=found.scores, missing=found.missing, seconds=time.monotonic() - began)
-            asyncio.run_coroutine_threadsafe(self._told(message), self._loop)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._there.wait(), REST_S)
+            self._there.clear()
+            if not self._queue:
+                self.process.stop()
+            while self._queue:
+                while self.compute.works:  # drawing comes first
+                    await asyncio.sleep(IDLE_EVERY_S)
+                if self._queue:  # its oldest may have gone meanwhile
+                    await self._score(*self._queue.popleft())
 
-    def _score(self, scorer: Scorer, picture: _Picture) -> Scored:
+    async def _score(self, job: str, picture: _Picture) -> None:
+        began = time.monotonic()
         scenes = self.compute.pipes[picture.family].family.spec.scenes
-        return scorer.score(picture.png, picture.prompt, scenes)
-
-    async def _told(self, message: Message) -> None:
-        await self.tell(message)
-
-
-def lowest_priority() -> None:
-    """Of the calling thread alone, where the system can tell threads apart (Linux)."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-    except (AttributeError, OSError) as error:
-        log.debug("the judge's thread keeps its priority: %s", error)
+        try:
+            found = await self.process.score(picture.png, picture.prompt, scenes)
+        except NotScored as error:
+            await self._refuse(job, str(error))
+            return
+        await self.tell(
+            Scores(job=job, scores=found.scores, missing=found.missing, seconds=time.monotonic() - began)
+        )

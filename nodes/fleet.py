@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,13 @@ def fleet(
     gateway: dict[str, Any],
     keys: str | None = None,
     ready_s: float = 120.0,
+    environment: Mapping[str, Mapping[str, str]] | None = None,
     judge: dict[str, Any] | None = None,
 ) -> Iterator[Fleet]:
     """Processes of a deployment on free loopback ports, all of its nodes ready; stopped at the end.
 
     `nodes`, `gateway` and `judge` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`.
+    `environment`: process -> variables on top of this process's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     filled = {
@@ -108,7 +111,11 @@ def fleet(
     deployment |= {"judge": judge} if judge is not None else {}
     path.write_text(yaml.safe_dump(deployment))
     with (folder / "log.txt").open("w") as file:
-        children = children_of(read_deployment(path), path)
+        own_env = environment or {}
+        children = [
+            replace(child, env={**child.env, **own_env.get(child.name, {})})
+            for child in children_of(read_deployment(path), path)
+        ]
         up = Supervisor(children, out=file, stop_s=15.0, deaths=1000, backoff_s=(0.05, 0.5))
         with up:
             running = Fleet(path, up)

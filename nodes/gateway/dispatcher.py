@@ -24,7 +24,7 @@ from typing import Any
 
 from nodes.deployment import GatewayConfig
 from nodes.gateway.checkpoints import Checkpoints
-from nodes.gateway.decisions import DecisionLog
+from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
 from nodes.gateway.placer import Placer, Send
@@ -39,7 +39,6 @@ from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
 from nodes.stages import Stage
 from relay.errors import BadRequest
 from relay.program import Program
-from scheduler.policy import Policy
 
 log = logging.getLogger("relay.gateway")
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0
@@ -47,20 +46,19 @@ BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0
 
 class Dispatcher:
     def __init__(
-        self, config: GatewayConfig, registry: Registry, ledger: Ledger, planner: Planner, policy: Policy, send: Send
+        self, config: GatewayConfig, registry: Registry, ledger: Ledger, planner: Planner, decider: Decider, send: Send
     ):
-        self.config, self.registry, self.ledger, self.planner, self.policy = config, registry, ledger, planner, policy
+        self.config, self.registry, self.ledger, self.planner, self.decider = config, registry, ledger, planner, decider
         self.send = send
         self.store = Path(config.store)
         self.checkpoints = Checkpoints(int(config.checkpoint_mb * 1e6))
-        self.decisions = DecisionLog(self.store / "decisions.jsonl")
         self.jobs: dict[str, Job] = {}  # those that have not ended
-        self.on_end: list[Callable[[Job], None]] = []  # told of each end, after the policy; must return at once
+        self.on_end: list[Callable[[Job], None]] = []  # told of each end; must return at once
         self.verdicts = Verdicts(ledger)
         self.counters: Counter[str] = Counter()
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
-        self.placer = Placer(config, registry, planner, policy, self.decisions, self.timeline, send, ledger.boot)
+        self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot)
         self._ending: set[str] = set()
 
     # --- in ---
@@ -91,6 +89,7 @@ class Dispatcher:
         import msgspec
 
         planned = await self.planner.plan(request)
+        await self.planner.read(request, self.decider.prepare)
         if len(self.jobs) + request.images > self.config.queue:
             raise Refusal("too many jobs are open", 429, self._retry_after())
         request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
@@ -99,24 +98,41 @@ class Dispatcher:
         jobs = [(new_id("job"), first + i) for i in range(request.images)]
         body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
         now = time.monotonic()
-        # On disk before it is in memory: what is acknowledged is taken up again by the next process, whatever ends this one.
+        deadline = now + (request.deadline_ms / 1000 if request.deadline_ms else self.config.deadline_s)
+
+        def enter() -> None:
+            for number, (job_id, seed) in enumerate(jobs):
+                self.jobs[job_id] = Job(
+                    job_id, rid, number, tenant, seed, request, now, deadline, list(planned.programs), 0, moved=now
+                )
+                self.timeline.note(job_id, "gateway", "accepted")
+            self.wake.set()
+
+        # Acknowledged when it is on disk, so the next process takes it up whatever ends this one. Work on it begins while
+        # the disk is at it; not where a key may yet turn it into an earlier request.
+        written = self.ledger.accept(rid, tenant, key, body, jobs)
+        if key is None:
+            enter()
         try:
-            found, ids = await self.ledger.accept(rid, tenant, key, body, jobs)
+            found, ids = await written
         except LedgerUnwritable as error:
+            for job_id, _ in jobs:
+                await self._withdraw(job_id)
             raise Refusal(str(error), 507, 5.0) from None
         if found != rid:
             self._same_as(ids, body)
             self.counters["idempotent"] += 1
             return found, ids
-        deadline = now + (request.deadline_ms / 1000 if request.deadline_ms else self.config.deadline_s)
-        for number, (job_id, seed) in enumerate(jobs):
-            self.jobs[job_id] = Job(
-                job_id, rid, number, tenant, seed, request, now, deadline, list(planned.programs), 0, moved=now
-            )
-            self.timeline.note(job_id, "gateway", "accepted")
+        if key is not None:
+            enter()
         self.counters["accepted"] += len(jobs)
-        self.wake.set()
         return rid, ids
+
+    async def _withdraw(self, job_id: str) -> None:
+        """It was never accepted: nobody waits for it."""
+        if (job := self.jobs.pop(job_id, None)) is not None:
+            await self._dismiss(job)
+            self.checkpoints.drop(job_id)
 
     def _same_as(self, ids: list[str], body: dict[str, Any]) -> None:
         import json
@@ -332,9 +348,7 @@ class Dispatcher:
                 if stage is not Stage.DONE:
                     await self.send(name, Cancel(job=job.id, attempt=job.attempt))
                 await self.send(name, Release(job=job.id))
-        if job.decision is not None:
-            self.policy.learn(job.decision, {"stage": str(stage), "error": error, **(job.report or {})})
-            self.decisions.outcome(job)
+        self.decider.ended(job)
         for told in self.on_end:
             told(job)
         return True

@@ -112,7 +112,7 @@ class _Now(Collector):
         for name, (shown, what) in COUNTERS.items():
             yield CounterMetricFamily(shown, what, value=dispatcher.counters[name])
         yield CounterMetricFamily(
-            "relay_decisions_lost", "Lines of the decision log lost", value=dispatcher.decisions.lost
+            "relay_decisions_lost", "Lines of the decision log lost", value=dispatcher.decider.decisions.lost
         )
         ends = CounterMetricFamily("relay_jobs_ended", "Jobs by how they ended", labels=["end"])
         for end in sorted(ENDS):

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from nodes.deployment import GatewayConfig
 from nodes.gateway.assignments import assignments
-from nodes.gateway.decisions import DecisionLog
+from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.placement import actions_for, stretches, work_s
 from nodes.gateway.planner import Planner
@@ -22,7 +22,7 @@ from nodes.gateway.registry import Registry
 from nodes.gateway.timeline import Timeline
 from nodes.messages import Allow, Message, Source
 from relay.program import Program
-from scheduler.policy import Action, Context, Policy
+from scheduler.policy import Action, Context
 
 Send = Callable[[str, Message], Awaitable[bool]]
 BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of an earlier process is newer
@@ -30,11 +30,11 @@ BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of 
 
 class Placer:
     def __init__(
-        self, config: GatewayConfig, registry: Registry, planner: Planner, policy: Policy, decisions: DecisionLog,
+        self, config: GatewayConfig, registry: Registry, planner: Planner, decider: Decider,
         timeline: Timeline, send: Send, boot: int,
     ):  # fmt: skip
-        self.config, self.registry, self.planner, self.policy = config, registry, planner, policy
-        self.decisions, self.timeline, self.send = decisions, timeline, send
+        self.config, self.registry, self.planner, self.decider = config, registry, planner, decider
+        self.timeline, self.send = timeline, send
         self.gateway = Source(kind="fetch", node="gateway", address=config.data_address)
         self._attempts = boot * BOOT
 
@@ -81,11 +81,10 @@ class Placer:
             job=job.id, prompt=job.request.prompt, nodes=self.registry.states(), preference=job.request.preference,
             deadline_s=job.left_s, attempt=job.tries + 1,
         )  # fmt: skip
-        chosen = self.policy.decide(context, padded)
+        chosen = self.decider.decide(job, context, padded, resumed=point is not None)
         action = actions[padded.index(chosen.action)]
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first))
-        self.decisions.write(job, context, chosen, point)
         self.timeline.placed(job, left, waited)
         job.tell("placed")
         return await self._tell(job, action.program, point)

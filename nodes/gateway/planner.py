@@ -4,7 +4,7 @@ schedules; it loads configs, never weights, and runs in a thread of its own."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,11 @@ class Planner:
     async def plan(self, request: ImageRequest) -> Planned:
         """BadRequest, with the field's reason, on whatever no program can do."""
         return await self._run(self._plan, request)
+
+    async def read(self, request: ImageRequest, reads: Callable[[str], None]) -> None:
+        """Let a policy read a prompt, in this thread, where there is something to choose."""
+        if not request.fixes:
+            await self._run(reads, request.prompt)
 
     async def others(self, request: ImageRequest, program: Program, handoff: int | None) -> list[Program]:
         """What may finish in its place where the answer may be degraded: with `handoff` steps of the large member done,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.deployment import Deployment
+from nodes.gateway.deciding import Decider, load_decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
 from nodes.gateway.judging import Judging
@@ -57,7 +58,6 @@ from nodes.stages import Stage
 from nodes.tasks import Tasks
 from nodes.transport import Server, sent
 from relay.errors import BadRequest, RelayError
-from scheduler.baselines import load_policy
 
 log = logging.getLogger("relay.gateway")
 SEND_S = 0.5  # a node that takes no control message for so long is as good as gone
@@ -76,12 +76,13 @@ class Gateway:
         self.session = secrets.token_hex(6)
         self.started = time.monotonic()
         self.registry = Registry(config.heartbeat_s)
-        options = {"name": config.policy} if isinstance(config.policy, str) else dict(config.policy)
+        self.decider = Decider(open_log(self.store / "decisions.db", config.prompts_in_logs))
         self.dispatcher = Dispatcher(
-            config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer),
-            load_policy(options.pop("name", ""), **options), self.send,
-        )  # fmt: skip
+            config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer), self.decider, self.send
+        )
         self.judging = Judging(deployment.judge, self.dispatcher, data, self.send)
+        self.dispatcher.verdicts.on_scores.append(self.decider.scored)
+        self.dispatcher.verdicts.on_unjudged.append(self.decider.unjudged)
         self.stopped = asyncio.Event()
         self._tasks = Tasks()
 
@@ -89,6 +90,7 @@ class Gateway:
         """Until stopped. What is open then stays in the ledger and is taken up by the next process."""
         dispatcher = self.dispatcher
         offered = await dispatcher.planner.start()
+        await asyncio.to_thread(load_decider, self.decider, self.config, dispatcher.planner.families)
         log.info("on offer: %s", "; ".join(map(str, offered)))
         if restored := await dispatcher.restore():
             log.info("%d jobs of an earlier process are taken up again", restored)
@@ -114,6 +116,7 @@ class Gateway:
             await asyncio.gather(*tasks, return_exceptions=True)
             await dispatcher.timeline.flush()
             dispatcher.ledger.close()
+            self.decider.close()
 
     async def send(self, name: str, message: Message) -> bool:
         """To a node's control socket; False where it is gone."""
@@ -331,7 +334,8 @@ class Gateway:
         return {
             "gateway": self.deployment.name, "data": self.config.data_address,
             "version": _version(), "up_s": round(time.monotonic() - self.started, 1),
-            "policy": dispatcher.policy.name, "open": len(dispatcher.jobs), "queue": self.config.queue,
+            "policy": self.decider.name, "decisions": self.decider.status(),
+            "open": len(dispatcher.jobs), "queue": self.config.queue,
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
             "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes},
             "judge": self.judging.told(), "nodes": self.registry.told(),

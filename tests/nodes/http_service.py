@@ -15,6 +15,7 @@ import httpx
 
 from nodes.compute import Compute, Event
 from nodes.deployment import GatewayConfig, Offer
+from nodes.gateway.deciding import Decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.http import make_app, serve
 from nodes.gateway.ledger import Ledger
@@ -109,7 +110,7 @@ class Service:
         self.registry = Registry(self.config.heartbeat_s)
         self.dispatcher = Dispatcher(
             self.config, self.registry, Ledger(self.store / "ledger.db"), Planner(self.config.offer),
-            load_policy("least-finish-time"), self._send,
+            Decider(open_log(self.store / "decisions.db", "off"), load_policy("least-finish-time")), self._send,
         )  # fmt: skip
         await self.dispatcher.planner.start()
         self._kept = [asyncio.ensure_future(work) for work in (self.dispatcher.run(), self._beat())]

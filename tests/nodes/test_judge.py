@@ -18,6 +18,7 @@ from nodes.asker import Asker, RefusedByGateway
 from nodes.deployment import Deployment, GatewayConfig, JudgeConfig, NodeConfig, Offer, read_deployment
 from nodes.exchange import Exchange
 from nodes.fleet import fleet
+from nodes.gateway.deciding import Decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
 from nodes.gateway.judging import Judging
@@ -48,7 +49,6 @@ from relay.errors import BadRequest
 from relay.metrics.clip_quality import QUALITIES
 from relay.scenes.language import parse
 from relay.scenes.render import render
-from scheduler.baselines import load_policy
 
 SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
 NAMES = {"gateway": "gateway", "phone": "device", "watch": "device", "judge": "judge", "stranger": "device",
@@ -248,7 +248,9 @@ def judging(tmp_path):
         async def nobody(name, message):
             return False
 
-        dispatcher = Dispatcher(gateway, registry, ledger, Planner(gateway.offer), load_policy("round-robin"), nobody)
+        dispatcher = Dispatcher(
+            gateway, registry, ledger, Planner(gateway.offer), Decider(open_log(tmp_path / "d.db", "off")), nobody
+        )
         server = Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway"))
         return SimpleNamespace(
             judging=Judging(JudgeConfig(**config), dispatcher, server, nobody), server=server, dispatcher=dispatcher,

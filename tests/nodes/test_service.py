@@ -18,6 +18,7 @@ from nodes.cli import main
 from nodes.fleet import fleet
 from nodes.images import KEY
 from relay.pipeline import RelayPipeline
+from scheduler.decision_log import read_log
 
 SD3 = "tiny-sd3/{}/match=direct/codec=fp16/guidance={}/conditioning={}"
 PROGRAMS = {
@@ -221,9 +222,8 @@ def test_a_killed_gateway_completes_what_it_had_accepted_once(running):
         return [await asker.wait(job, 60) for job in jobs]
 
     assert [told["stage"] for told in running.ask(wait, 120)] == ["done"] * 4
-    lines = [json.loads(line) for line in (running.store / "decisions.jsonl").read_text().splitlines()]
-    outcomes = [line["job"] for line in lines if line["kind"] == "outcome"]
-    assert all(outcomes.count(job) == 1 for job in jobs)
+    ends = [entry.context.job for entry in read_log(running.store / "decisions.db") if entry.stage is not None]
+    assert all(ends.count(job) == 1 for job in jobs)
 
 
 def test_a_stopped_edge_is_given_up_and_its_job_goes_on(running):
