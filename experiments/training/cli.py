@@ -1,4 +1,4 @@
-"""`relay-train`: train the embedded families, whole or piece by piece."""
+"""`relay-train`: train the embedded families, whole or piece by piece, and the token-level router."""
 
 from __future__ import annotations
 
@@ -108,6 +108,37 @@ def card(
 
     _known(name in FAMILIES, f"no family is called '{name}'; families: {', '.join(FAMILIES)}")
     print(write_card(out, name, work))
+
+
+@app.command()
+def router(
+    family: Annotated[list[str] | None, typer.Option(help="Default: every family of the runs that has rows.")] = None,
+    run: Annotated[list[Path] | None, typer.Option(help="Run folders with outcomes of all modes.")] = None,
+    metrics: Annotated[str, typer.Option(help="clip | scene | both")] = "both",
+    ways: Annotated[str, typer.Option(help="three-way | two-way: learn about relay too, or not.")] = "three-way",
+    multi_metric: Annotated[bool, typer.Option(help="Off: one expert, on PRS itself.")] = True,
+    token_selection: Annotated[bool, typer.Option(help="Off: every expert reads every token.")] = True,
+    dual_gate: Annotated[bool, typer.Option(help="Off: one gate per expert.")] = True,
+    seed: int = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Weights go to OUT/FAMILY/METRICS.safetensors; default: where they ship.")
+    ] = None,
+    threads: Threads = 0,
+) -> None:
+    """Train the token-level router on the outcome store; minutes on a CPU. See docs/router.md."""
+    from experiments.training.router_run import train_routers
+
+    _known(metrics in ("clip", "scene", "both"), f"--metrics is clip, scene or both, not '{metrics}'")
+    _known(ways in ("three-way", "two-way"), f"--ways is three-way or two-way, not '{ways}'")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    train_routers(
+        run or [Path("runs/experiments/decisions")], family, ("clip", "scene") if metrics == "both" else (metrics,),
+        out, seed, {"ways": ways, "multi": multi_metric}, {"select": token_selection, "dual": dual_gate},
+        "relay-train " + " ".join(sys.argv[1:]), say=lambda text: print(text, flush=True),
+    )  # fmt: skip
 
 
 def _known(fine: bool, otherwise: str) -> None:

@@ -180,7 +180,8 @@ def _descend(
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
     known = {name: _tensors(part) for name, part in targets.items()}
     share = torch.from_numpy(prs_weights / np.linalg.norm(prs_weights)).float()
-    count = len(known["train"][0])
+    lengths = {name: np.array([len(texts) for texts in part.texts]) for name, part in tokens.items()}
+    count = len(lengths["train"])
     steps_a_epoch = -(-count // recipe.batch)
     rng = np.random.default_rng(seed)
     best: tuple[float, dict[str, Any]] | None = None
@@ -189,7 +190,8 @@ def _descend(
 
     def loss_of(network: Any, name: str, rows: Any) -> Any:
         part, (d, quality) = tokens[name], known[name]
-        out = network(part.states[rows], part.mask[rows])
+        most = int(lengths[name][rows].max())
+        out = network(part.states[rows, :most], part.mask[rows, :most])
         said_prs, true_prs = (torch.einsum("bmp,m->bp", x, share) for x in (out.d, d[rows]))
         return (
             _squared(out.d, d[rows])
@@ -200,10 +202,7 @@ def _descend(
     for epoch in range(recipe.epochs):
         net.train()
         total = 0.0
-        for at in range(steps_a_epoch):
-            if at == 0:
-                order = torch.from_numpy(rng.permutation(count))
-            rows = order[at * recipe.batch : (at + 1) * recipe.batch]
+        for rows in map(torch.from_numpy, _batches(lengths["train"], recipe.batch, rng)):
             progress = step / (recipe.epochs * steps_a_epoch)
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * np.cos(np.pi * progress))
@@ -228,6 +227,14 @@ def _descend(
     assert best is not None
     kept.load_state_dict(best[1])
     return _rounded(kept), curve
+
+
+def _batches(lengths: NDArray[np.int64], size: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Every row once, in batches of prompts of about one length: half of the work would be padding otherwise."""
+    jittered = lengths + rng.uniform(0, 4, len(lengths))
+    ordered = np.argsort(jittered)
+    batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def _tensors(part: Targets) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ serve: exploration is counted in, and `Promise.covers` says which programs are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, e, exp, inf, lgamma, log
 from typing import Literal
 
@@ -38,12 +38,17 @@ Method = Literal["ltt", "crc"]
 GRID: tuple[float, ...] = (-1.0, *np.linspace(-0.5, 0.5, 501).tolist())
 
 
-def serve(advantage: Floats, threshold: float, modes: tuple[int, ...] = (FULL, RELAY, EDGE)) -> Modes:
-    """The cheapest of `modes` that falls short of full-cloud's advantage by at most `threshold`, (N,)."""
-    chosen = np.full(len(advantage), FULL)
+def serve(advantage: Floats, threshold: float, modes: Sequence[int] = (FULL, RELAY, EDGE)) -> Modes:
+    """The cheapest of `modes` that falls short of full-cloud's advantage by at most `threshold`, (N,).
+
+    Where none does it is the one with the largest advantage: full-cloud itself, if it is among them.
+    """
+    order = [mode for mode in (FULL, RELAY, EDGE) if mode in modes]
     short = advantage[:, [FULL]] - advantage
-    for mode in (RELAY, EDGE):  # the cheaper one last, so that it wins
-        if mode in modes:
+    short[:, FULL] = -2.0 if FULL in modes else 2.0  # nothing falls short of itself
+    chosen = np.array(order)[short[:, order].argmin(axis=1)]
+    for mode in order:  # the cheapest one last, so that it wins
+        if mode != FULL:
             chosen[short[:, mode] <= threshold] = mode
     return chosen
 
@@ -128,7 +133,12 @@ class Promise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         reference = self.programs.get(mode)
         if program == reference:
             return None
-        if at_least and reference is not None and reference in at_least and at_least.get(program, -inf) >= at_least[reference]:
+        if (
+            at_least
+            and reference is not None
+            and reference in at_least
+            and at_least.get(program, -inf) >= at_least[reference]
+        ):
             return None
         return f"the promise was calibrated on {reference} for {mode}, and {program} is not known to be as good"
 
@@ -140,7 +150,7 @@ def calibrate(
     *,
     programs: Mapping[str, str] | None = None,
     explore: float = 0.0,
-    modes: tuple[int, ...] = (FULL, RELAY, EDGE),
+    modes: Sequence[int] = (FULL, RELAY, EDGE),
 ) -> Promise:
     """The promise that these prompts allow. `delta` None: conformal risk control, in expectation.
 
@@ -149,21 +159,17 @@ def calibrate(
     """
     if not 0 < epsilon < 1 or (delta is not None and not 0 < delta < 1):
         raise BadRequest(f"epsilon and delta lie between 0 and 1, not {epsilon} and {delta}")
-    loss, count = losses(calibration.outcome), len(calibration.outcome)
-    running = np.zeros(count)
+    count, grid = len(calibration.outcome), np.array(GRID)
+    chosen = _served_along(calibration.advantage, grid, modes)
+    loss = _loss_along(losses(calibration.outcome), chosen, explore)
+    means = loss.mean(axis=0)
+    upper = (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1.0) / (count + 1)
     held: list[Held] = []
-    for threshold in GRID:
-        chosen = serve(calibration.advantage, threshold, modes)
-        served = served_loss(loss, chosen, explore)
-        running = np.maximum(running, served)
-        if delta is None:
-            fine = (running.sum() + 1.0) / (count + 1) <= epsilon
-        else:
-            fine = p_value(float(served.mean()), count, epsilon) <= delta
-        if not fine:
+    for g, threshold in enumerate(GRID):
+        if (upper[g] > epsilon) if delta is None else (p_value(float(means[g]), count, epsilon) > delta):
             break
-        share = shares(chosen)
-        held.append(Held(threshold, (float(share[0]), float(share[1]), float(share[2])), float(served.mean())))
+        share = shares(chosen[:, g])
+        held.append(Held(threshold, (float(share[0]), float(share[1]), float(share[2])), float(means[g])))
     if not held:
         raise BadRequest(
             f"mean loss <= {epsilon:g} cannot be promised from {count} prompts with exploration {explore:g}, not even with"
@@ -183,6 +189,22 @@ def _without_repeats(held: list[Held]) -> list[Held]:
         for each, after in zip(held, [*held[1:], None], strict=True)
         if after is None or after.shares != each.shares
     ]
+
+
+def _served_along(advantage: Floats, grid: Floats, modes: Sequence[int]) -> Modes:
+    """`serve` at every threshold of the grid, (N, G)."""
+    chosen = np.full((len(advantage), len(grid)), FULL)
+    short = advantage[:, [FULL]] - advantage
+    for mode in (RELAY, EDGE):
+        if mode in modes:
+            chosen[short[:, mode, None] <= grid] = mode
+    return chosen
+
+
+def _loss_along(loss: Floats, chosen: Modes, explore: float) -> Floats:
+    """`served_loss` at every threshold, (N, G)."""
+    own = np.take_along_axis(loss, chosen, axis=1)
+    return np.asarray((1 - explore) * own + explore * (loss.sum(axis=1, keepdims=True) - own) / (loss.shape[1] - 1))
 
 
 # -- are prompts still like those it was calibrated on? --------------------------------------------------------------

@@ -30,15 +30,15 @@ def shipped(family: str, metric_set: str) -> Path:
 
 
 def save(trained: Trained, path: Path) -> None:
-    """Write it whole or not at all: the network in half precision, all else in fp32."""
+    """Write it whole or not at all: the network in half precision, which is what it was calibrated in."""
     import torch
     from safetensors.torch import save as to_bytes
 
     tensors = {f"net.{name}": tensor.half().contiguous() for name, tensor in trained.net.state_dict().items()}
-    for group in ("scales", "calibration"):
+    for group, kind in (("scales", np.float64), ("calibration", np.float32)):
         held = getattr(trained, group)
         for field in fields(held):
-            tensors[f"{group}.{field.name}"] = torch.from_numpy(getattr(held, field.name).astype(np.float32))
+            tensors[f"{group}.{field.name}"] = torch.from_numpy(np.ascontiguousarray(getattr(held, field.name), kind))
     card = msgspec.json.encode(trained.card, order="sorted").decode()
     metadata = {"format": FORMAT, "card": card, "checksum": _checksum(tensors, card)}
     path.parent.mkdir(parents=True, exist_ok=True)
