@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 EMBEDDINGS = -1  # "leg" under which a job's embeddings wait
@@ -11,45 +12,73 @@ EMBEDDINGS = -1  # "leg" under which a job's embeddings wait
 
 @dataclass
 class Waiting:
-    """Who asked before it was there: the identity of its connection, and when."""
+    """Who asked: the identity of its connection, what that proves, and when."""
 
     identity: bytes
+    key: str
     attempt: int
     asked: float = field(default_factory=time.monotonic)
 
 
 class Depot:
     """Kept until their job is released; when the bound is met the oldest go, and whoever asks for one of those is told
-    that it is not here, so that its job is placed again from a checkpoint."""
+    that it is not here, so that its job is placed again from a checkpoint.
+
+    Only those get it whom the gateway named. A question may come before the latent, and before the gateway's word."""
 
     def __init__(self, limit_bytes: int = 512 << 20):
         self.limit, self.bytes = limit_bytes, 0
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._allowed: dict[tuple[str, int], set[str]] = {}
         self._waiting: dict[tuple[str, int], dict[bytes, Waiting]] = {}
+        self._gone: set[tuple[str, int]] = set()
 
-    def put(self, job: str, leg: int, data: bytes) -> list[Waiting]:
-        """Keep it; those who waited for it."""
+    def put(self, job: str, leg: int, data: bytes) -> None:
         self.drop(job, leg)
         self._kept[job, leg] = data
+        self._gone.discard((job, leg))
         self.bytes += len(data)
         while self.bytes > self.limit and len(self._kept) > 1:
-            self.drop(*next(iter(self._kept)))
-        return list(self._waiting.pop((job, leg), {}).values())
+            oldest = next(iter(self._kept))
+            self.drop(*oldest)
+            self._gone.add(oldest)
 
     def get(self, job: str, leg: int) -> bytes | None:
         return self._kept.get((job, leg))
 
-    def wait(self, job: str, leg: int, identity: bytes, attempt: int) -> None:
-        self._waiting.setdefault((job, leg), {})[identity] = Waiting(identity, attempt)
+    def wait(self, job: str, leg: int, waiting: Waiting) -> None:
+        """Until `due` or `in_vain` says its name; whoever asks again still waits since the first time."""
+        self._waiting.setdefault((job, leg), {}).setdefault(waiting.identity, waiting)
+
+    def due(self, job: str, leg: int) -> list[Waiting]:
+        """Those who may have what is here now; they wait no more."""
+        if (job, leg) not in self._kept:
+            return []
+        return self._take(job, leg, lambda waiting: waiting.key in self._allowed.get((job, leg), ()))
+
+    def in_vain(self, seconds: float) -> list[tuple[str, int, Waiting]]:
+        """Those who wait for what went, or have waited so long without the gateway's word; they wait no more."""
+        now, found = time.monotonic(), []
+        for job, leg in list(self._waiting):
+            gone, allowed = (job, leg) in self._gone, self._allowed.get((job, leg), ())
+
+            def vain(waiting: Waiting, gone: bool = gone, allowed: Collection[str] = allowed) -> bool:
+                return gone or (waiting.key not in allowed and now - waiting.asked > seconds)
+
+            found += [(job, leg, each) for each in self._take(job, leg, vain)]
+        return found
+
+    def _take(self, job: str, leg: int, which: Callable[[Waiting], bool]) -> list[Waiting]:
+        waiting = self._waiting.get((job, leg), {})
+        found = [each for each in waiting.values() if which(each)]
+        for each in found:
+            del waiting[each.identity]
+        if not waiting:
+            self._waiting.pop((job, leg), None)
+        return found
 
     def allow(self, job: str, leg: int, key: str) -> None:
         self._allowed.setdefault((job, leg), set()).add(key)
-
-    def may_fetch(self, job: str, leg: int, key: str) -> bool | None:
-        """None where nothing is known of such a job (yet)."""
-        keys = self._allowed.get((job, leg))
-        return None if keys is None else key in keys
 
     def drop(self, job: str, leg: int) -> None:
         if (data := self._kept.pop((job, leg), None)) is not None:
@@ -61,16 +90,7 @@ class Depot:
         for table in (self._allowed, self._waiting):
             for each in [k for k in table if k[0] == job]:
                 table.pop(each)
-
-    def stale(self, seconds: float) -> list[tuple[str, int, Waiting]]:
-        """Those who have waited that long for what nobody here works on; they are forgotten."""
-        now, found = time.monotonic(), []
-        for (job, leg), waiting in list(self._waiting.items()):
-            if (job, leg) not in self._allowed:
-                for each in [w for w in waiting.values() if now - w.asked > seconds]:
-                    waiting.pop(each.identity)
-                    found.append((job, leg, each))
-        return found
+        self._gone = {each for each in self._gone if each[0] != job}
 
     def __len__(self) -> int:
         return len(self._kept)

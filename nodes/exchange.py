@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nodes.depot import EMBEDDINGS, Depot
+from nodes.depot import EMBEDDINGS, Depot, Waiting
 from nodes.messages import (
     Allow,
     Assign,
@@ -41,7 +41,7 @@ log = logging.getLogger("relay.node")
 Key = tuple[str, int]  # job, attempt
 GIVE_UP_S = 8.0  # a peer that cannot be reached for so long is lost, as far as a job is concerned
 ASK_AGAIN_S = 2.0  # a question may be lost with the connection that it went by
-UNKNOWN_S = 5.0  # a fetch may come before the assignment that it belongs to
+UNKNOWN_S = 5.0  # a fetch may come before the gateway's word that it is right
 
 
 class Lost(Exception):
@@ -151,22 +151,17 @@ class Exchange:
             identity, peer, message, payloads = await self.server.receive()
             match message:
                 case Fetch():
-                    self._tasks.start(self._answer(identity, peer.key, message))
+                    self.depot.wait(message.job, message.leg, Waiting(identity, peer.key, message.attempt))
+                    self._tasks.start(self._serve(message.job, message.leg))
                 case Latent():
                     self._tasks.start(self._put_here(identity, peer.key, message, bytes(payloads[0])))
 
-    async def _answer(self, identity: bytes, key: str, ask: Fetch) -> None:
-        assert self.server is not None
-        may = self.depot.may_fetch(ask.job, ask.leg, key)
-        if may is False:
-            log.warning("job %s: a latent was asked for by a node that it is not for", ask.job)
-            await sent(self.server.send(identity, NotHere(job=ask.job, attempt=ask.attempt, leg=ask.leg)))
-            return
-        data = self.depot.get(ask.job, ask.leg) if may else None
-        if data is None:
-            self.depot.wait(ask.job, ask.leg, identity, ask.attempt)
-        else:
-            await self._hand_out(identity, ask.job, ask.leg, ask.attempt, data)
+    async def _serve(self, job: str, leg: int) -> None:
+        """Send a kept handoff (or embeddings) to those who wait for it and may have it."""
+        data = self.depot.get(job, leg)
+        for waiting in self.depot.due(job, leg):
+            assert data is not None
+            await self._hand_out(waiting.identity, job, leg, waiting.attempt, data)
 
     async def _hand_out(self, identity: bytes, job: str, leg: int, attempt: int, data: bytes) -> None:
         """Send it, unless it is on its way: whoever asks again while a slow link still carries it gets it once."""
@@ -197,18 +192,20 @@ class Exchange:
 
     def allow(self, message: Allow) -> None:
         """Who walks on from a latent fetches the embeddings that belong to it, too."""
-        self.depot.allow(message.job, message.leg, message.key)
-        self.depot.allow(message.job, EMBEDDINGS, message.key)
+        for leg in (message.leg, EMBEDDINGS):
+            self.depot.allow(message.job, leg, message.key)
+            self._tasks.start(self._serve(message.job, leg))
 
     async def keep(self, job: str, leg: int, data: bytes) -> None:
         """Keep a handoff (or embeddings) and send it to those who wait."""
-        for waiting in self.depot.put(job, leg, data):
-            await self._hand_out(waiting.identity, job, leg, waiting.attempt, data)
+        self.depot.put(job, leg, data)
+        await self._serve(job, leg)
 
     async def forget_strays(self) -> None:
-        """Tell those who wait for what nobody here works on."""
-        for job, leg, waiting in self.depot.stale(UNKNOWN_S):
+        """Tell those who wait in vain."""
+        for job, leg, waiting in self.depot.in_vain(UNKNOWN_S):
             if self.server is not None:
+                log.warning("job %s: a latent was asked for that is not here, or not for who asked", job)
                 await sent(self.server.send(waiting.identity, NotHere(job=job, attempt=waiting.attempt, leg=leg)))
 
     # --- out: dialled ---

@@ -132,7 +132,7 @@ def test_a_latent_goes_only_to_the_node_that_walks_on(running):
     job = as_(running, "client", start)
     edge = load_public(running.keys / "edge.pub")
     address = running.deployment.nodes["edge"].data
-    answer = talk(running, "stranger", address, DATA, edge, Fetch(job=job, attempt=1, leg=1), wait=8.0)
+    answer = talk(running, "stranger", address, DATA, edge, Fetch(job=job, attempt=1, leg=1), wait=3.0)
     assert not isinstance(answer, Latent)
     assert isinstance(answer, (NotHere, type(None)))
     assert as_(running, "client", lambda asker: asker.wait(job, 50))["stage"] == "done"

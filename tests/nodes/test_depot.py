@@ -1,0 +1,49 @@
+"""What waits on an edge, and who gets it."""
+
+from nodes.depot import Depot, Waiting
+
+WALKER, STRANGER = Waiting(b"1", "device/phone", 1), Waiting(b"2", "device/other", 1)
+
+
+def test_who_asks_early_gets_it_when_it_is_there_if_it_is_for_them():
+    depot = Depot()
+    for waiting in (WALKER, STRANGER):
+        depot.wait("job", 1, waiting)
+    depot.put("job", 1, b"latent")
+    assert depot.due("job", 1) == []  # the gateway has said nothing yet
+    depot.allow("job", 1, WALKER.key)
+    assert depot.due("job", 1) == [WALKER]
+    assert depot.due("job", 1) == []
+    assert depot.in_vain(60.0) == []
+    assert depot.in_vain(0.0) == [("job", 1, STRANGER)]
+    assert depot.in_vain(0.0) == []
+
+
+def test_another_leg_is_not_theirs():
+    depot = Depot()
+    depot.put("job", 1, b"latent")
+    depot.allow("job", 2, WALKER.key)
+    depot.wait("job", 1, WALKER)
+    assert depot.due("job", 1) == []
+
+
+def test_what_went_for_want_of_room_is_not_waited_for():
+    depot = Depot(limit_bytes=10)
+    depot.allow("old", 1, WALKER.key)
+    depot.put("old", 1, bytes(8))
+    depot.put("new", 1, bytes(8))
+    assert (len(depot), depot.bytes) == (1, 8)
+    depot.wait("old", 1, WALKER)
+    assert depot.due("old", 1) == []
+    assert depot.in_vain(60.0) == [("old", 1, WALKER)]
+
+
+def test_a_job_that_is_released_leaves_nothing():
+    depot = Depot()
+    depot.allow("job", 1, WALKER.key)
+    depot.put("job", 1, b"latent")
+    depot.wait("job", 2, WALKER)
+    depot.release("job")
+    depot.wait("job", 1, WALKER)
+    assert (len(depot), depot.bytes, depot.due("job", 1)) == (0, 0, [])
+    assert depot.in_vain(0.0) == [("job", 1, WALKER)]
