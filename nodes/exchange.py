@@ -24,6 +24,7 @@ from nodes.messages import (
     Allow,
     Assign,
     Checkpoint,
+    Embeddings,
     Fetch,
     KeptPicture,
     Latent,
@@ -33,6 +34,8 @@ from nodes.messages import (
     Result,
     Seen,
     Source,
+    name_of,
+    seen_of,
 )
 from nodes.tasks import Tasks, background
 from nodes.transport import CONNECTED, Client, Server, sent
@@ -94,7 +97,7 @@ class Exchange:
                 await sent(client.send(question))
                 with contextlib.suppress(TimeoutError):
                     data = await asyncio.wait_for(asyncio.shield(future), ASK_AGAIN_S)
-                    await sent(client.send(Seen(job=assign.job, attempt=assign.attempt, what="latent", leg=leg)))
+                    await sent(client.send(seen_of(_carrier(assign.job, assign.attempt, leg))))
                     return data
                 if client.state.kind == CONNECTED:
                     out_of_reach = time.monotonic()
@@ -131,8 +134,9 @@ class Exchange:
         while True:
             message, payloads = await client.receive()
             match message:
-                case Latent():
-                    if (future := self._latents.get((message.job, message.leg))) and not future.done():
+                case Latent() | Embeddings():
+                    leg = message.leg if isinstance(message, Latent) else EMBEDDINGS
+                    if (future := self._latents.get((message.job, leg))) and not future.done():
                         future.set_result(bytes(payloads[0]))
                 case NotHere():
                     if (future := self._latents.get((message.job, message.leg))) and not future.done():
@@ -169,9 +173,9 @@ class Exchange:
         key, now = (job, leg, identity), time.monotonic()
         if now < self._on_their_way.get(key, 0.0):
             return
-        kind = "embeddings" if leg == EMBEDDINGS else "latent"
         self._on_their_way[key] = now + self.server.meter(identity).timeout_for(len(data))
-        await sent(self.server.send(identity, Latent(job=job, attempt=attempt, leg=leg), self._padded(kind, data)))
+        message = _carrier(job, attempt, leg)
+        await sent(self.server.send(identity, message, self._padded(name_of(message), data)))
 
     async def _put_here(self, identity: bytes, key: str, message: Latent, data: bytes) -> None:
         assert self.server is not None
@@ -182,8 +186,7 @@ class Exchange:
                 self._early.popitem(last=False)
         elif wanted[0] == key and not wanted[1].done():
             wanted[1].set_result(data)
-        seen = Seen(job=message.job, attempt=message.attempt, what="latent", leg=message.leg)
-        await sent(self.server.send(identity, seen))
+        await sent(self.server.send(identity, seen_of(message)))
 
     def expect(self, assign: Assign) -> None:
         """An assignment has come: what it ends with may be fetched by the node that walks on."""
@@ -301,3 +304,10 @@ class Exchange:
         for address, client in self.clients.items():
             if address != self.gateway_address:
                 await client.close()
+
+
+def _carrier(job: str, attempt: int, leg: int) -> Latent | Embeddings:
+    """What a kept handoff, or embeddings, travel as."""
+    if leg == EMBEDDINGS:
+        return Embeddings(job=job, attempt=attempt)
+    return Latent(job=job, attempt=attempt, leg=leg)

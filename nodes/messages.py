@@ -51,6 +51,12 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     payloads: ClassVar[tuple[int, int]] = (0, 0)
 
 
+class Numbered(Message, frozen=True, kw_only=True):
+    """A question of an asker's, or the answer to one, which repeats its number. 0: not numbered."""
+
+    ref: int = 0
+
+
 # --- who is there ---
 
 
@@ -265,11 +271,10 @@ class Allow(Message, frozen=True, kw_only=True, tag="allow"):
     key: str
 
 
-class Drain(Message, frozen=True, kw_only=True, tag="drain"):
+class Drain(Numbered, frozen=True, kw_only=True, tag="drain"):
     """Gateway or client -> node, client -> gateway: finish or hand on what runs within `limit_s`, then stop."""
 
     senders: ClassVar = ("gateway", "client")
-    ref: int = 0  # a client's number of this question
     node: str
     limit_s: float
 
@@ -341,8 +346,8 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
 
 
 class Seen(Message, frozen=True, kw_only=True, tag="seen"):
-    """The receiver of a `Latent`, `Checkpoint` or `Result` has it. Times across hosts come from these, by the sender's
-    clock: send to seen, less the round trip, over the bytes is a throughput."""
+    """The receiver of a `Latent`, `Embeddings`, a `Checkpoint` or a `Result` has it. Times across hosts come from these,
+    by the sender's clock: send to seen, less the round trip, over the bytes is a throughput."""
 
     senders: ClassVar = ("edge", "device", "gateway")
     job: str
@@ -418,30 +423,27 @@ class Scores(Message, frozen=True, kw_only=True, tag="scores"):
 # --- askers: `relay submit`, a device's own user ---
 
 
-class Submit(Message, frozen=True, kw_only=True, tag="submit"):
+class Submit(Numbered, frozen=True, kw_only=True, tag="submit"):
     """Client or device -> gateway (client -> device for its own user): one request of `images` pictures."""
 
     senders: ClassVar = ("client", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     request: dict[str, Any]  # nodes.requests.ImageRequest
     idempotency_key: str | None = None
 
 
-class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
+class Accepted(Numbered, frozen=True, kw_only=True, tag="accepted"):
     """It is in the ledger: it will end in pictures or an error."""
 
     senders: ClassVar = ("gateway", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     request: str
     jobs: tuple[str, ...]
 
 
-class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+class Refused(Numbered, frozen=True, kw_only=True, tag="refused"):
     """It is not done, and why. `status` is HTTP's; `retry_after_s` where trying again makes sense. `what`, `job`, `ref`:
     of the message that is refused, as far as they could be read."""
 
     senders: ClassVar = ("gateway", "edge", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     reason: str
     status: int = 400
     retry_after_s: float | None = None
@@ -449,40 +451,36 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     job: str = ""
 
 
-class Ask(Message, frozen=True, kw_only=True, tag="ask"):
+class Ask(Numbered, frozen=True, kw_only=True, tag="ask"):
     """Client or device -> gateway: something to read (`what`: job, image, status, trace, jobs), answered by `Told`."""
 
     senders: ClassVar = ("client", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     what: str
     job: str = ""
     wait_s: float = 0.0  # for a job: answer when it ends or this is over
 
 
-class CancelJob(Message, frozen=True, kw_only=True, tag="cancel-job"):
+class CancelJob(Numbered, frozen=True, kw_only=True, tag="cancel-job"):
     """Asker -> gateway."""
 
     senders: ClassVar = ("client", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     job: str
 
 
-class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
+class Feedback(Numbered, frozen=True, kw_only=True, tag="feedback"):
     """Asker -> gateway: what it thinks of a job's picture, 0 (useless) to 1 (just right); answered by `Told`."""
 
     senders: ClassVar = ("client", "device")
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     job: str
     rating: float
     comment: str | None = None
 
 
-class Told(Message, frozen=True, kw_only=True, tag="told"):
+class Told(Numbered, frozen=True, kw_only=True, tag="told"):
     """The answer to `Ask`. Payload: the image where that was asked for."""
 
     senders: ClassVar = ("gateway", "device")
     payloads: ClassVar = (0, 1)
-    ref: int = 0  # the asker's number of this question, which its answer repeats
     what: str
     value: Any = None
 
@@ -565,7 +563,7 @@ def name_of(message: Message) -> str:
     return str(type(message).__struct_config__.tag)
 
 
-def seen_of(message: Latent | Checkpoint | Result) -> Seen:
+def seen_of(message: Latent | Embeddings | Checkpoint | Result) -> Seen:
     """What acknowledges it."""
     leg, index = getattr(message, "leg", 0), getattr(message, "index", 0)
     return Seen(job=message.job, attempt=message.attempt, what=name_of(message), leg=leg, index=index)

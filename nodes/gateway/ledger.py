@@ -227,10 +227,6 @@ class Ledger:
             ).fetchall()
         return [{"at": at, "node": node, "what": what, **json.loads(data or "{}")} for at, node, what, data in rows]
 
-    def counts(self) -> dict[str, int]:
-        with self._reader() as db:
-            return dict(db.execute("SELECT stage, COUNT(*) FROM jobs GROUP BY stage").fetchall())
-
     def close(self) -> None:
         """What was ordered is written first."""
         self._orders.put((None, Future()))

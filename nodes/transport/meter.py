@@ -1,8 +1,8 @@
 """Round trip and throughput to one peer, from its real traffic and by one clock: this side's.
 
-A message that is acknowledged gives a sample: a heartbeat (`HeartbeatSeen`) and a small probe the round trip, a latent, a
-checkpoint or a result (`Seen`) the throughput, (bytes) / (send to seen, less the round trip). A message that waited behind
-another one counts from when that one was through. Both are smoothed, the round trip as TCP does (RFC 6298).
+A message that is acknowledged gives a sample: a heartbeat (`HeartbeatSeen`) and a small probe the round trip, a latent,
+embeddings, a checkpoint or a result (`Seen`) the throughput, (bytes) / (send to seen, less the round trip). A message that
+waited behind another one counts from when that one was through. Both are smoothed, the round trip as TCP does (RFC 6298).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Hashable
 
 from nodes.messages import (
     Checkpoint,
+    Embeddings,
     Heartbeat,
     HeartbeatSeen,
     Latent,
@@ -98,7 +99,7 @@ def _awaited(message: Message, size: int) -> Hashable:
             return "heartbeat", message.sequence
         case Probe() if size < SMALLEST:
             return "probe", message.sequence
-        case Latent() | Checkpoint() | Result():
+        case Latent() | Embeddings() | Checkpoint() | Result():
             return seen_of(message)
     return None
 

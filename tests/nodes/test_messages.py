@@ -19,6 +19,7 @@ from nodes.messages import (
     MESSAGES,
     MINOR,
     ROLES,
+    Embeddings,
     Fetch,
     ForeignVersion,
     Heartbeat,
@@ -225,3 +226,4 @@ def test_an_acknowledgement_names_what_it_acknowledges():
     result = Result(job="j", attempt=3, width=1, height=1, report={})
     assert (seen_of(result).what, seen_of(result).attempt) == (name_of(result), 3)
     assert seen_of(Latent(job="j", attempt=3, leg=1)) != seen_of(Latent(job="j", attempt=3, leg=2))
+    assert seen_of(Embeddings(job="j", attempt=3)).what == "embeddings"
