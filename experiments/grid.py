@@ -40,6 +40,7 @@ import msgspec
 
 from experiments.baselines.chosen import Chosen, read_chosen
 from relay.errors import BadRequest, RelayError
+from relay.files import read_yaml
 from scheduler.baselines import NAMES as POLICIES
 
 if TYPE_CHECKING:
@@ -148,12 +149,7 @@ class Unit:
 
 def read_experiment(path: Path) -> Experiment:
     """The config; BadRequest names file and key."""
-    try:
-        config = msgspec.yaml.decode(path.read_bytes(), type=Experiment)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    config = read_yaml(path, Experiment)
     if config.load is not None:
         raise BadRequest(f"{path}: `$.load` is an axis that nothing provides yet: leave it out")
     for i, policy in enumerate(config.policy):

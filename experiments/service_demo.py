@@ -19,6 +19,7 @@ from relay.errors import RelayError
 
 if TYPE_CHECKING:
     from nodes.asker import Asker
+    from nodes.fleet import Fleet
 
 # What a request may say beside its prompt: most leave the choice to the policy, some fix it.
 WISHES: tuple[dict[str, Any], ...] = ({}, {}, {"mode": "full-cloud"}, {}, {"mode": "edge-only"}, {})
@@ -36,39 +37,34 @@ def main(
     """Run a deployment, send it prompts, show what happens."""
     from nodes.commands.service import children_of
     from nodes.deployment import read_deployment
+    from nodes.fleet import Fleet
     from nodes.supervise import Supervisor
 
-    deployment = read_deployment(config)
+    children = children_of(read_deployment(config), config)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "log.txt").open("w") as log:
-        up = Supervisor(children_of(deployment, config), out=log)
-        with up:
-            try:
-                jobs = asyncio.run(_drive(deployment, up, prompts, gap, seed, out))
-            except (TimeoutError, RelayError) as error:
-                raise RelayError(f"{error}; what the processes said is in {out / 'log.txt'}") from None
+    with (out / "log.txt").open("w") as log, Supervisor(children, out=log) as up:
+        try:
+            started, running = time.monotonic(), Fleet(config, up)
+            running.wait_for_nodes(timeout_s=150.0)
+            print(f"{len(running.deployment.nodes)} nodes are ready after {time.monotonic() - started:.0f} s")
+            jobs = asyncio.run(_drive(running, prompts, gap, seed, out))
+        except (TimeoutError, RelayError) as error:
+            raise RelayError(f"{error}; what the processes said is in {out / 'log.txt'}") from None
     write_summary(jobs, out)
     print((out / "summary.md").read_text())
     print(f"pictures: {out / 'sheet.png'} and {out / 'pictures'}; what the processes said: {out / 'log.txt'}")
 
 
-async def _drive(deployment: Any, up: Any, count: int, gap: float, seed: int, out: Path) -> list[dict[str, Any]]:
+async def _drive(running: Fleet, count: int, gap: float, seed: int, out: Path) -> list[dict[str, Any]]:
     from rich.console import Console
     from rich.live import Live
 
     from experiments.workloads import load_workload
-    from nodes.asker import Asker
     from nodes.commands.ask import status_table
-    from nodes.keys import Credentials, Peer
 
-    server = Peer(name="gateway", role="gateway", key="gateway/gateway")
-    me = Credentials.plain_text("demo", "client")
     texts = [p.text for p in load_workload("scenes").prompts("test", count, seed)]
     console = Console()
-    async with Asker(deployment.gateway.control, me, server) as asker:
-        started = time.monotonic()
-        await _ready(asker, set(deployment.nodes), up)
-        console.print(f"{len(deployment.nodes)} nodes are ready after {time.monotonic() - started:.0f} s")
+    async with running.asker() as asker:
         ended: list[dict[str, Any]] = []
         work = asyncio.ensure_future(_stream(asker, texts, gap, seed, out, ended))
         if console.is_terminal:
@@ -79,21 +75,6 @@ async def _drive(deployment: Any, up: Any, count: int, gap: float, seed: int, ou
         await work
         console.print(status_table(await asker.status()))
     return ended
-
-
-async def _ready(asker: Asker, names: set[str], up: Any, timeout_s: float = 150.0) -> None:
-    ends, here = time.monotonic() + timeout_s, set()
-    while time.monotonic() < ends:
-        try:
-            here = {node["name"] for node in (await asker.status())["nodes"] if node["state"] == "ready"}
-        except RelayError:  # it does not listen yet
-            here = set()
-        if names <= here:
-            return
-        if failed := [name for name, child in up.status().items() if child.state == "failed"]:
-            raise RelayError(f"{', '.join(failed)} failed to start")
-        await asyncio.sleep(0.3)
-    raise TimeoutError(f"{', '.join(sorted(names - here))} not ready after {timeout_s:.0f} s")
 
 
 async def _stream(

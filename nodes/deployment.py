@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from relay.errors import BadRequest
+from relay.files import read_yaml
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -124,12 +125,7 @@ class Deployment(_Strict, frozen=True, kw_only=True):
 
 def read_deployment(path: Path) -> Deployment:
     """BadRequest names file and key."""
-    try:
-        found = msgspec.yaml.decode(path.read_bytes(), type=Deployment, strict=False)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    found = read_yaml(path, Deployment, strict=False)
     for name, node in found.nodes.items():
         if name == "gateway":
             raise BadRequest(f"{path}: `$.nodes.gateway`: the gateway is no node: choose another name")

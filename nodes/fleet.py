@@ -21,6 +21,7 @@ from nodes.deployment import read_deployment
 from nodes.keys import Credentials, Peer, load_public, load_secret
 from nodes.process import keys_folder
 from nodes.supervise import Supervisor
+from relay.errors import RelayError
 
 
 class Fleet:
@@ -70,16 +71,18 @@ class Fleet:
         os.kill(self.pid(name), how)
 
     def wait_for_nodes(self, *names: str, timeout_s: float = 90.0) -> None:
-        """Until all of these (default: the config's) are ready."""
+        """Until all of these (default: the config's) are ready. RelayError where a process has failed for good."""
         wanted, ends = set(names or self.deployment.nodes), time.monotonic() + timeout_s
         here: set[str] = set()
         while time.monotonic() < ends:
             try:
                 here = {node["name"] for node in self.status()["nodes"] if node["state"] == "ready"}
-            except Exception:  # not listening yet
+            except (RelayError, TimeoutError):  # not listening yet
                 here = set()
             if wanted <= here:
                 return
+            if failed := [name for name, child in self.up.status().items() if child.state == "failed"]:
+                raise RelayError(f"{', '.join(failed)} failed to start")
             time.sleep(0.2)
         raise TimeoutError(f"{', '.join(sorted(wanted - here))} not ready within {timeout_s:g} s: {self.up.status()}")
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever is killed and whatever disk is full."""
+"""Files: written so that they appear whole or not at all, whoever is killed and whatever disk is full; YAML read and checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from relay.errors import BadRequest
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -30,3 +37,14 @@ def write_atomically(path: Path, data: str | bytes | memoryview, *, sync: bool =
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_yaml(path: Path, type: type[T], *, strict: bool = True) -> T:
+    """What a YAML holds, as `type`. `strict`: text is no number (YAML 1.1 reads 40e6 as text). BadRequest names the file
+    and the key that does not fit."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=type, strict=strict)
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: {error}") from None

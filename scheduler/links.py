@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from relay.errors import BadRequest
+from relay.files import read_yaml
 
 Kind = Literal["as given", "scaled"]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -167,13 +168,7 @@ def find_link(link: str | Path | Mapping[str, Any] | LinkProfile) -> LinkProfile
     path = Path(link).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         raise BadRequest(f"unknown link {str(link)!r}: choose one of {', '.join(LINKS)}, or give the path of a YAML")
-    try:
-        found = msgspec.yaml.decode(path.read_bytes())
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
-    return _from_spec(found, str(path), path.stem)
+    return _from_spec(read_yaml(path, dict[str, Any]), str(path), path.stem)
 
 
 def _from_spec(values: Any, where: str, default_name: str) -> LinkProfile:

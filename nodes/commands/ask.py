@@ -77,10 +77,11 @@ def submit(
 
 
 async def _save(asker: Asker, job: str, out: Path) -> Path:
+    from nodes.images import write_bytes
+
     told, png = await asker.image(job)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{job}-{told['seed']}.png"
-    path.write_bytes(png)
+    write_bytes(path, png)
     return path
 
 

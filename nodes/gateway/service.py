@@ -8,6 +8,7 @@ import fcntl
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ from nodes.transport import Server, sent
 from relay.errors import BadRequest, RelayError
 
 log = logging.getLogger("relay.gateway")
+Act = Callable[[bytes, Peer, Any, list[Any]], Awaitable[None]]  # on one message
 SEND_S = 0.5  # a node that takes no control message for so long is as good as gone
 
 
@@ -94,7 +96,13 @@ class Gateway:
         log.info("on offer: %s", "; ".join(map(str, offered)))
         if restored := await dispatcher.restore():
             log.info("%d jobs of an earlier process are taken up again", restored)
-        loops = [self._hear_control(), self._hear_data(), dispatcher.run(), self.judging.run(), self._tidy()]
+        loops = [
+            self._hear(self.control, self._control),
+            self._hear(self.data, self._bulk),
+            dispatcher.run(),
+            self.judging.run(),
+            self._tidy(),
+        ]
         if self.config.http is not None:
             from nodes.gateway.http import make_app, serve
             from nodes.gateway.judge_metrics import JudgeMetrics
@@ -123,17 +131,17 @@ class Gateway:
         node = self.registry.nodes.get(name)
         return node is not None and await sent(self.control.send(node.identity, message, timeout_s=SEND_S))
 
-    # --- control ---
-
-    async def _hear_control(self) -> None:
+    async def _hear(self, server: Server, act: Act) -> None:
         while True:
-            identity, peer, message, _ = await self.control.receive()
+            identity, peer, message, payloads = await server.receive()
             try:
-                await self._control(identity, peer, message)
+                await act(identity, peer, message, payloads)
             except Exception:  # what one sender says must not end the loop for all
                 log.exception("%s from %s", type(message).__name__, peer.name)
 
-    async def _control(self, identity: bytes, peer: Peer, message: Message) -> None:
+    # --- control ---
+
+    async def _control(self, identity: bytes, peer: Peer, message: Message, _: list[Any]) -> None:
         match message:
             case Register():
                 await self._register(identity, peer, message)
@@ -266,14 +274,6 @@ class Gateway:
         raise BadRequest(f"unknown question {ask.what!r}")
 
     # --- data ---
-
-    async def _hear_data(self) -> None:
-        while True:
-            identity, peer, message, payloads = await self.data.receive()
-            try:
-                await self._bulk(identity, peer, message, payloads)
-            except Exception:
-                log.exception("%s from %s", type(message).__name__, peer.name)
 
     async def _bulk(self, identity: bytes, peer: Peer, message: Any, payloads: list[Any]) -> None:
         if isinstance(message, Ask):  # an image is bulk

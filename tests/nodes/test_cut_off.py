@@ -53,6 +53,17 @@ async def drawn(asker, **request):
     return told, (await asker.image(job))[1] if told["stage"] == "done" else None
 
 
+def broken(running, victim, timeout_s, **request):
+    """The end of a job whose `victim` is killed as soon as it was accepted."""
+
+    async def start(asker):
+        return (await asker.submit({"prompt": PROMPT, **request})).jobs[0]
+
+    job = running.ask(start)
+    running.kill(victim)
+    return running.ask(lambda asker: asker.wait(job, timeout_s), timeout_s + 20)
+
+
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png))).astype(int)
 
@@ -68,13 +79,7 @@ def test_a_devices_own_user_gets_the_picture_from_the_device(running, family):
 
 def test_when_no_edge_is_left_the_device_finishes_alone_and_says_so(running):
     """Nothing was fixed, so another program may finish; the edge is killed as often as it comes back."""
-
-    async def start(asker):
-        return (await asker.submit({"prompt": PROMPT, "deadline_ms": 40_000})).jobs[0]
-
-    job = running.ask(start)
-    running.kill("edge")
-    told = running.ask(lambda asker: asker.wait(job, 45), 60)
+    told = broken(running, "edge", 45, deadline_ms=40_000)
     assert told["stage"] == "done"
     assert told["degraded"] is True
     assert told["report"]["nodes"] == ["phone"]
@@ -84,13 +89,7 @@ def test_when_no_edge_is_left_the_device_finishes_alone_and_says_so(running):
 
 def test_what_was_fixed_is_not_degraded(running):
     program = RELAY.format(200, 190)
-
-    async def start(asker):
-        return (await asker.submit({"prompt": PROMPT, "program": program, "seed": 1})).jobs[0]
-
-    job = running.ask(start)
-    running.kill("edge")
-    told = running.ask(lambda asker: asker.wait(job, 80), 100)
+    told = broken(running, "edge", 80, program=program, seed=1)
     assert told["stage"] == "done"  # by the edge that came back
     assert told["degraded"] is False
     assert told["report"]["program"] == program
@@ -115,13 +114,7 @@ def test_cut_off_from_the_gateway_the_device_serves_its_user_edge_only(running, 
 def test_when_the_device_dies_the_edge_side_finishes(running):
     """Last, for the phone stays away: the large member goes on from the handoff, and the answer says so."""
     running.wait_for_nodes()
-
-    async def start(asker):
-        return (await asker.submit({"prompt": PROMPT, "deadline_ms": 60_000})).jobs[0]
-
-    job = running.ask(start)
-    running.kill("phone")
-    told = running.ask(lambda asker: asker.wait(job, 65), 80)
+    told = broken(running, "phone", 65, deadline_ms=60_000)
     assert told["stage"] == "done"
     if told["degraded"]:  # else the phone was back in time and finished its own program
         assert told["report"]["nodes"] == ["edge"]
