@@ -105,6 +105,4 @@ class DeviceJudge:
         except NotScored as error:
             await self._refuse(job, str(error))
             return
-        await self.tell(
-            Scores(job=job, scores=found.scores, missing=found.missing, seconds=time.monotonic() - began)
-        )
+        await self.tell(Scores(job=job, scores=found.scores, missing=found.missing, seconds=time.monotonic() - began))

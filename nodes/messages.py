@@ -88,6 +88,7 @@ class Register(Message, frozen=True, kw_only=True, tag="register"):
     memory_bytes: int = 0
     running: tuple[tuple[str, int], ...] = ()  # (job, attempt) it still works on
     checkpoints: bool = True  # whether it may send them (a device only if its config asks)
+    pad: dict[str, int] = {}  # what it brings data messages to: kind -> bytes, as links are charged
     judge: str = "off"  # off | local | share: what a device does about judging
 
 

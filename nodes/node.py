@@ -136,7 +136,7 @@ class Node:
                 queue=self.config.queue, data_address=self.config.data_address, pace=self.config.pace, version=_version(),
                 startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(own),
                 checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
-                judge=self.config.judge,
+                judge=self.config.judge, pad=self.exchange.pad,
             )
         )  # fmt: skip
 

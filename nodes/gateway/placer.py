@@ -76,18 +76,25 @@ class Placer:
 
     async def _act(self, job: Job, actions: list[Action], point: Point | None, first: int) -> str | None:
         """Decide among actions that begin with leg `first`, log it, tell every node."""
-        padded = [_left(action, first) for action in actions]
+        left_over = [_left(action, first) for action in actions]
+        latents, images = self.planner.sizes(job.size)
         context = Context(
             job=job.id, prompt=job.request.prompt, nodes=self.registry.states(), preference=job.request.preference,
-            deadline_s=job.left_s, attempt=job.tries + 1,
+            deadline_s=job.left_s, attempt=job.tries + 1, latent_bytes=self._charged("latent", latents),
+            image_bytes=self._charged("image", images),
         )  # fmt: skip
-        chosen = self.decider.decide(job, context, padded, resumed=point is not None)
-        action = actions[padded.index(chosen.action)]
+        chosen = self.decider.decide(job, context, left_over, resumed=point is not None)
+        action = actions[left_over.index(chosen.action)]
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first))
         self.timeline.placed(job, left, waited)
         job.tell("placed")
         return await self._tell(job, action.program, point)
+
+    def _charged(self, kind: str, sizes: dict[str, int]) -> dict[str, int]:
+        """As they travel: on a scaled link nodes bring each message to a real family's size."""
+        least = max((node.register.pad.get(kind, 0) for node in self.registry.ready()), default=0)
+        return {family: max(size, least) for family, size in sizes.items()}
 
     async def _tell(self, job: Job, program: Program, point: Point | None) -> str | None:
         if point and point.holder not in ("gateway", job.stretches[0].node):

@@ -13,6 +13,7 @@ from nodes.deployment import Offer
 from nodes.requests import MAX_STEPS, ImageRequest
 from relay.errors import BadRequest
 from relay.program import Program
+from scheduler.message_sizes import IMAGE_BYTES_PER_PIXEL
 
 if TYPE_CHECKING:
     from relay.family import Family
@@ -46,6 +47,13 @@ class Planner:
     async def plan(self, request: ImageRequest) -> Planned:
         """BadRequest, with the field's reason, on whatever no program can do."""
         return await self._run(self._plan, request)
+
+    def sizes(self, size: tuple[int, int]) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes of a latent at 16 bit and of a picture, of each family on offer, at that size (width, height)."""
+        width, height = size
+        families = [self._families[name] for name in self.families]
+        latents = {f.name: 2 * f.channels * (width // f.factor) * (height // f.factor) for f in families}
+        return latents, {f.name: round(IMAGE_BYTES_PER_PIXEL["png"] * width * height) for f in families}
 
     async def read(self, request: ImageRequest, reads: Callable[[str], None]) -> None:
         """Let a policy read a prompt, in this thread, where there is something to choose."""

@@ -1,0 +1,132 @@
+"""Where a job goes and what its nodes are told: a real dispatcher, registry, planner and ledger; nodes are what they say."""
+
+import asyncio
+
+import pytest
+
+from nodes.deployment import GatewayConfig, Offer
+from nodes.gateway.deciding import Decider, open_log
+from nodes.gateway.dispatcher import Dispatcher
+from nodes.gateway.ledger import Ledger
+from nodes.gateway.planner import Planner
+from nodes.gateway.registry import Registry
+from nodes.messages import Assign, Heartbeat, Holding, PeerStats, Register, Result
+from nodes.requests import ImageRequest
+from scheduler.baselines import load_policy
+
+OFFER = [Offer(family="mini-sd3", steps=4, handoff=2)]
+
+
+@pytest.fixture(scope="module")
+def planner():
+    made = Planner(OFFER)
+    asyncio.run(made.start())
+    return made
+
+
+class Gateway:
+    """`told`: (node, message) as they were sent."""
+
+    def __init__(self, store, planner, **config):
+        self.config = GatewayConfig(store=str(store), http=None, offer=OFFER, **config)
+        self.registry = Registry(60.0)
+        self.told = []
+        self.ledger = Ledger(store / "ledger.db")
+        decider = Decider(open_log(store / "decisions.db", "off"), load_policy("least-finish-time"))
+        self.dispatcher = Dispatcher(self.config, self.registry, self.ledger, planner, decider, self._send)
+
+    async def _send(self, name, message):
+        self.told.append((name, message))
+        return True
+
+    def node(self, name, member, step_s=0.01, bytes_per_s=None, **said):
+        role = "edge" if member == "large" else "device"
+        holding = Holding(
+            family="mini-sd3", members=(member,), decodes=True, fingerprint={}, curves={member: {1: step_s}}
+        )
+        message = Register(name=name, session="1", holdings=(holding,), batch=1, queue=8, **said)
+        node = self.registry.register(message, role, f"{role}/{name}", name.encode())
+        peers = {"gateway": PeerStats(round_trip_s=0.001, bytes_per_s=bytes_per_s)}
+        beat = Heartbeat(sequence=1, doing="idle", running=0, queued=0, steps_done=0, idle_s=0.0, peers=peers)
+        self.registry.heard(node, beat)
+        return node
+
+    def assigned(self):
+        return {name: message for name, message in self.told if isinstance(message, Assign)}
+
+
+async def placed(gateway, **request):
+    """The job of a request, placed."""
+    _, (job,) = await gateway.dispatcher.submit(ImageRequest(prompt="a red heart", **request), "local")
+    await gateway.dispatcher.tick()
+    return gateway.dispatcher.jobs[job]
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "pad", "chosen"),
+    [
+        (1e9, {}, "far"),
+        (1e6, {}, "far"),
+        (1e4, {}, "near"),  # its latent would take longer than the steps that are saved
+        (1e6, {"latent": 524_288}, "near"),  # a scaled link is charged the real family's latent
+        (1e6, {"image": 524_288}, "far"),  # the phone's, whoever is before it
+    ],
+)
+def test_a_slow_link_changes_the_choice(tmp_path, planner, bytes_per_s, pad, chosen):
+    async def work():
+        gateway = Gateway(tmp_path, planner)
+        gateway.node("far", "large", step_s=0.01, bytes_per_s=bytes_per_s, pad=pad, data_address="tcp://far:1")
+        gateway.node("near", "large", step_s=0.02, bytes_per_s=1e9, pad=pad, data_address="tcp://near:1")
+        gateway.node("phone", "small", bytes_per_s=1e9, pad=pad)
+        job = await placed(gateway)
+        gateway.ledger.close()
+        return job
+
+    assert [stretch.node for stretch in asyncio.run(work()).stretches] == [chosen, "phone"]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_checkpoints_come_from_those_who_say_that_they_may_send_them(tmp_path, planner, wanted):
+    async def work():
+        gateway = Gateway(tmp_path, planner, checkpoint_every=2)
+        gateway.node("edge", "large", checkpoints=wanted, data_address="tcp://edge:1")
+        gateway.node("phone", "small", checkpoints=not wanted)
+        await placed(gateway)
+        gateway.ledger.close()
+        return gateway.assigned()
+
+    every = {name: assign.checkpoint_every for name, assign in asyncio.run(work()).items()}
+    assert every == {"edge": 2 * wanted, "phone": 2 * (not wanted)}
+
+
+def test_a_restarted_gateway_takes_the_result_of_where_the_job_was_last(tmp_path, planner):
+    def there(gateway):
+        gateway.node("edge", "large", data_address="tcp://edge:1")
+        gateway.node("other", "large", data_address="tcp://other:1")
+        return gateway.node("phone", "small")
+
+    async def work():
+        gateway = Gateway(tmp_path, planner)
+        there(gateway)
+        before = await placed(gateway, seed=3)
+        await gateway.dispatcher.timeline.flush()
+        gateway.ledger.close()
+        gateway = Gateway(tmp_path, planner)
+        phone = there(gateway)
+        assert await gateway.dispatcher.restore() == 1
+        result = Result(
+            job=before.id, attempt=before.attempt, width=64, height=64,
+            report={"program": str(before.program), "seed": 3, "spent_s": {}},
+        )  # fmt: skip
+        assert before.nodes() < set(gateway.registry.nodes)
+        stranger = next(node for node in gateway.registry.nodes.values() if node.name not in before.nodes())
+        await gateway.dispatcher.result(stranger, result, b"another")
+        assert before.id in gateway.dispatcher.jobs
+        await gateway.dispatcher.result(phone, result, b"png")
+        ended = gateway.ledger.job(before.id)
+        gateway.ledger.close()
+        return ended
+
+    ended = asyncio.run(work())
+    assert ended["stage"] == "done"
+    assert (tmp_path / ended["image"]).read_bytes() == b"png"
