@@ -20,7 +20,8 @@ import hashlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,17 +234,14 @@ def _open(path: Path, only_read: bool = False) -> sqlite3.Connection:
 
 def _entries(db: sqlite3.Connection) -> Iterator[Entry]:
     db.row_factory = sqlite3.Row
-    actions: dict[str, list[Action]] = {}
-    curves: dict[str, dict[str, Any]] = {}
+
+    @lru_cache(maxsize=1024)
+    def shared(digest: str, read: Callable[[str], Any]) -> Any:
+        return read(db.execute("SELECT text FROM shared WHERE digest = ?", (digest,)).fetchone()[0])
+
     try:
         for row in db.execute("SELECT * FROM decisions ORDER BY number"):
-            for kind, read, digest in ((actions, _read_actions, row["actions"]), (curves, _read_curves, row["curves"])):
-                if digest not in kind:
-                    if len(kind) > 4096:
-                        kind.clear()
-                    text = db.execute("SELECT text FROM shared WHERE digest = ?", (digest,)).fetchone()[0]
-                    kind[digest] = read(text)
-            yield _entry(row, actions[row["actions"]], curves[row["curves"]])
+            yield _entry(row, shared(row["actions"], _read_actions), shared(row["curves"], _read_curves))
     except (sqlite3.Error, msgspec.DecodeError, msgspec.ValidationError, TypeError, BadRequest) as error:
         raise RelayError(f"the decision log is damaged: {error}") from None
 

@@ -123,7 +123,10 @@ def test_a_reward_that_is_no_number_teaches_nothing(reward):
         ({"preference": math.nan}, "preference"),
         ({"notes": {"quality_relay": math.nan}}, "quality_relay"),
         ({"nodes": (node("edge-1", backlog_s=math.nan), node("phone-1"))}, "edge_backlog.*wait"),
-        ({"nodes": (node("edge-1"), node("phone-1", bytes_per_s=math.inf, backlog_s=math.inf))}, "device_backlog_least.*wait"),
+        (
+            {"nodes": (node("edge-1"), node("phone-1", bytes_per_s=math.inf, backlog_s=math.inf))},
+            "device_backlog_least.*wait",
+        ),
     ],
 )
 def test_values_that_are_no_numbers_are_refused_by_name(facts, said):
