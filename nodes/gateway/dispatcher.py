@@ -67,7 +67,7 @@ class Dispatcher:
         """Take up what an earlier process had accepted and not ended."""
         for kept in self.ledger.open_jobs():
             request = read_request(kept.body)
-            left = (request.deadline_ms or self.config.deadline_s * 1000) / 1000 - (time.time() - kept.accepted_at)
+            left = (request.deadline_ms or self.config.deadline_s * 1000) / 1000 - kept.waited_s
             now = time.monotonic()
             try:
                 planned = await self.planner.plan(request)

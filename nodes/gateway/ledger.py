@@ -5,8 +5,9 @@ costs one sync to disk and the event loop never waits for a disk. A request is a
 is answered only after its commit. A full disk fails the commit: what was not accepted is refused, an end is kept and
 tried again by the caller.
 
-Times are wall-clock seconds for people; deadlines live in the process by its monotonic clock, and what was left of one
-is recomputed from `accepted_at` after a restart.
+Times are wall-clock seconds for people; deadlines live in the process by its monotonic clock. That clock goes on from one
+process to the next until the machine is booted again, so a request remembers it, and the boot that it was read in: after a
+restart what is left of a deadline does not depend on a wall clock that may have been set meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS requests (
     id TEXT PRIMARY KEY, tenant TEXT NOT NULL, idempotency_key TEXT, body TEXT NOT NULL, accepted_at REAL NOT NULL,
-    UNIQUE (tenant, idempotency_key)
+    machine_boot TEXT, monotonic_s REAL, UNIQUE (tenant, idempotency_key)
 );
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, request TEXT NOT NULL REFERENCES requests(id), number INTEGER NOT NULL, tenant TEXT NOT NULL,
@@ -41,6 +43,7 @@ CREATE INDEX IF NOT EXISTS jobs_of_tenant ON jobs(tenant);
 CREATE TABLE IF NOT EXISTS events (job TEXT NOT NULL, at REAL NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, data TEXT);
 CREATE INDEX IF NOT EXISTS events_of ON events(job);
 """
+_LATER = ("machine_boot TEXT", "monotonic_s REAL")
 
 
 class LedgerUnwritable(RelayError):
@@ -58,7 +61,7 @@ class OpenJob(NamedTuple):
     attempt: int
     nodes: list[str]  # of that attempt
     body: dict[str, Any]
-    accepted_at: float
+    waited_s: float  # since it was accepted
 
 
 class Ledger:
@@ -74,6 +77,10 @@ class Ledger:
         try:
             with self._connect() as db:
                 db.executescript(_SCHEMA)
+                known = {row[1] for row in db.execute("PRAGMA table_info(requests)")}
+                for column in _LATER:  # a ledger that was begun before they were there
+                    if column.split()[0] not in known:
+                        db.execute(f"ALTER TABLE requests ADD COLUMN {column}")
                 row = db.execute("SELECT value FROM meta WHERE key = 'boots'").fetchone()
                 self.boot = int(row[0]) + 1 if row else 1
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('boots', ?)", (str(self.boot),))
@@ -99,7 +106,11 @@ class Ledger:
                 if found:
                     rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", found).fetchall()
                     return found[0], [row[0] for row in rows]
-            db.execute("INSERT INTO requests VALUES (?,?,?,?,?)", (request, tenant, key, json.dumps(body), time.time()))
+            db.execute(
+                "INSERT INTO requests (id, tenant, idempotency_key, body, accepted_at, machine_boot, monotonic_s)"
+                " VALUES (?,?,?,?,?,?,?)",
+                (request, tenant, key, json.dumps(body), time.time(), _machine_boot(), time.monotonic()),
+            )
             db.executemany(
                 "INSERT INTO jobs (id, request, number, tenant, seed, stage) VALUES (?,?,?,?,?,'accepted')",
                 [(job, request, i, tenant, seed) for i, (job, seed) in enumerate(jobs)],
@@ -179,13 +190,14 @@ class Ledger:
         """Jobs that have not ended, oldest first."""
         with self._reader() as db:
             rows = db.execute(
-                "SELECT j.id, j.request, j.number, j.tenant, j.seed, j.attempt, j.nodes, r.body, r.accepted_at FROM jobs j"
-                " JOIN requests r ON r.id = j.request WHERE j.ended_at IS NULL ORDER BY r.accepted_at, j.number"
+                "SELECT j.id, j.request, j.number, j.tenant, j.seed, j.attempt, j.nodes, r.body, r.accepted_at,"
+                " r.machine_boot, r.monotonic_s FROM jobs j JOIN requests r ON r.id = j.request"
+                " WHERE j.ended_at IS NULL ORDER BY r.rowid, j.number"
             ).fetchall()
         return [
             OpenJob(
                 id=row[0], request=row[1], number=row[2], tenant=row[3], seed=row[4], attempt=row[5],
-                nodes=json.loads(row[6] or "[]"), body=json.loads(row[7]), accepted_at=row[8],
+                nodes=json.loads(row[6] or "[]"), body=json.loads(row[7]), waited_s=_waited_s(*row[8:]),
             )
             for row in rows
         ]  # fmt: skip
@@ -284,6 +296,22 @@ class Ledger:
             _settle(orders[0][1], error=LedgerUnwritable(f"the ledger {self.path.name} cannot be written: {error}"))
         for (_, future), value in zip(orders, found, strict=False):
             _settle(future, value)
+
+
+def _waited_s(accepted_at: float, boot: str | None, monotonic_s: float | None) -> float:
+    """By the monotonic clock where the machine was not booted since, else by the wall clock."""
+    if boot and monotonic_s is not None and boot == _machine_boot():
+        return time.monotonic() - monotonic_s
+    return max(0.0, time.time() - accepted_at)
+
+
+@cache
+def _machine_boot() -> str:
+    """Which boot of the machine this is, as far as it says."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _settle(future: Future[Any], value: Any = None, error: Exception | None = None) -> None:

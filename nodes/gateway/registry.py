@@ -6,13 +6,16 @@ longer, and then tried again with what comes next. What is remembered of a node 
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from nodes.gateway.spaces import Claim, foreign
 from nodes.messages import Heartbeat, PeerStats, Register
 from scheduler.policy import NodeState
 
+log = logging.getLogger("relay.gateway")
 DEAD_AFTER = 4  # heartbeats missed
 STRIKES = 3  # failures in a row until a node is benched
 BENCH_S, BENCH_MOST_S = 2.0, 60.0
@@ -38,15 +41,18 @@ class Node:
     done: int = 0
     failed: int = 0
     last_error: str | None = None
+    foreign: dict[str, str] = field(default_factory=dict)  # family that it names -> why it is another one
 
     def curve(self, family: str, member: str) -> dict[int, float] | None:
         return next((h.curves.get(member) for h in self.register.holdings if h.family == family), None)
 
     def holds(self, family: str, member: str) -> bool:
-        return any(h.family == family and member in h.members for h in self.register.holdings)
+        return family not in self.foreign and any(
+            h.family == family and member in h.members for h in self.register.holdings
+        )
 
     def decodes(self, family: str) -> bool:
-        return any(h.family == family and h.decodes for h in self.register.holdings)
+        return family not in self.foreign and any(h.family == family and h.decodes for h in self.register.holdings)
 
 
 class Registry:
@@ -63,7 +69,26 @@ class Registry:
             node.benchings, node.done, node.failed = before.benchings, before.done, before.failed
             node.last_error = before.last_error
         self.nodes[said.name] = node
+        for family in {holding.family for holding in said.holdings}:
+            self._compare(family)
         return node
+
+    def _compare(self, family: str) -> None:
+        """Leave out of a family who names it and holds another latent space; those that are gone still say which is whose."""
+        claims = [
+            Claim(node.name, node.role == "edge", holding.fingerprint)
+            for node in self.nodes.values()
+            for holding in node.register.holdings
+            if holding.family == family
+        ]
+        apart = foreign(claims)
+        for node in self.nodes.values():
+            before = node.foreign.pop(family, None)
+            if (why := apart.get(node.name)) is not None:
+                node.foreign[family] = why
+                node.last_error = f"{family}: {why}"
+                if why != before:
+                    log.error("node %s is not asked for %s: %s", node.name, family, why)
 
     def taken(self, name: str, key: str) -> bool:
         """Whether another key holds this name and is alive."""
