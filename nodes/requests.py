@@ -74,6 +74,12 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return not self.fixes if self.allow_degraded is None else self.allow_degraded
 
     @property
+    def pins(self) -> bool:
+        """Whether the program was said, so that nothing but its nodes is left to choose."""
+        said = (self.mode, self.steps, self.handoff, self.small_steps, self.guidance, self.program)
+        return any(value is not None for value in said)
+
+    @property
     def words(self) -> dict[str, Any]:
         """What `RelayPipeline.plan` takes."""
         return {

@@ -127,7 +127,7 @@ def status_table(told: dict[str, Any]) -> Any:
     stages = ", ".join(f"{n} {stage}" for stage, n in told["stages"].items()) or "none"
     counted = ", ".join(f"{n} {what}" for what, n in sorted(told["counters"].items())) or "nothing yet"
     who = f"{told['gateway']} {told['version']}, up {told['up_s']:.0f} s, policy {told['policy']}"
-    title = f"{who}; open jobs: {stages}; {counted}{_judging(told.get('judge'))}"
+    title = f"{who}; open jobs: {stages}; {counted}{_deciding(told['decisions'])}{_judging(told.get('judge'))}"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for column in (
         "node",
@@ -158,6 +158,21 @@ def status_table(told: dict[str, Any]) -> Any:
         cells += [pace, f"{node['memory_bytes'] / 1e6:.0f} MB", trip, str(node["done"]), node["last_error"] or ""]
         table.add_row(*cells)
     return table
+
+
+def _deciding(told: dict[str, Any]) -> str:
+    """What decides, how much it has learned, the latest decision and its reason, and what is broken."""
+    learned = f"; learned from {told['learned']}" if told["learned"] is not None else ""
+    router = f"; router {told['router']}" if told["router"] else ""
+    broken = f"; BROKEN: {told['broken']}" if told["broken"] else ""
+    latest = ""
+    if told["latest"]:
+        last = told["latest"][-1]
+        why = last["mark"] or last["reason"] or "by its estimate"
+        latest = (
+            f"; last: {last['mode']} on {'+'.join(last['nodes'])} with probability {last['probability']:.2g} ({why})"
+        )
+    return f"{learned}{router}{latest}{broken}"
 
 
 def _judging(told: dict[str, Any] | None) -> str:

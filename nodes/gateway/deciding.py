@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from nodes.gateway.learning import load_learned, read_learned
 from relay.errors import RelayError
 from scheduler.baselines import load_policy
@@ -33,7 +35,7 @@ from scheduler.policy import Action, Context, Decision, Policy
 if TYPE_CHECKING:
     from nodes.deployment import GatewayConfig
     from nodes.gateway.jobs import Job
-    from scheduler.reward import Reward
+    from scheduler.reward import Reward, Rewarded
 
 log = logging.getLogger("relay.gateway")
 SHOWN = 8  # decisions that the status shows
@@ -81,8 +83,8 @@ class Decider:
             reads(prompt)
 
     def decide(self, job: Job, context: Context, actions: Sequence[Action], resumed: bool = False) -> Decision:
-        """One of the actions, marked where the policy had no say, and logged. `resumed`: it goes on from a latent."""
-        mark = "pinned" if job.request.fixes else "degraded" if job.degraded else "resumed" if resumed else ""
+        """One of the actions, marked where the policy had no say, and logged. `resumed`: its program was decided before."""
+        mark = "pinned" if job.request.pins else "degraded" if job.degraded else "resumed" if resumed else ""
         decision: Decision | None = None
         if self.policy is not None and not mark:
             try:
@@ -94,6 +96,8 @@ class Decider:
         if decision is None:
             decision = self.fallback.decide(context, actions)
             mark = mark or "fallback"
+        if mark:
+            decision = msgspec.structs.replace(decision, notes={**decision.notes, "mark": mark})
         self.counters[mark or "chosen"] += 1
         self.decisions.write(
             context, actions, decision, marks=(mark,) if mark else (), router=self._router_version,
@@ -102,7 +106,7 @@ class Decider:
         self._learns[decision.id] = not mark
         while len(self._learns) > MOST_AWAITED:
             self._learns.popitem(last=False)
-        self.shown.append(_told(job, decision, mark))
+        self.shown.append({"job": job.id} | told_of(decision))
         return decision
 
     @property
@@ -153,7 +157,7 @@ class Decider:
         self._settled[job] = decision.id
         while len(self._settled) > MOST_AWAITED:
             self._settled.popitem(last=False)
-        rewarded = self.reward.of(known) if self.reward is not None else None
+        rewarded = self._rewarded(known)
         raw = {name: value for name, value in known["scores"].items() if value is not None}
         self.decisions.outcome(
             decision.id, stage=known["stage"], seconds=known["seconds"], error=known["error"],
@@ -163,6 +167,17 @@ class Decider:
         if rewarded is not None and rewarded.value is not None and awaited.learns:
             self.counters["rewarded"] += 1
             self._lessons.put((decision, known | {"reward": rewarded.value}))
+
+    def _rewarded(self, known: Mapping[str, Any]) -> Rewarded | None:
+        """None where the reward's table does not know the family, say, or a score is no number: it is said, and no more."""
+        if self.reward is None:
+            return None
+        try:
+            return self.reward.of(known)
+        except RelayError as error:
+            self.counters["unrewarded"] += 1
+            self.broken = f"no reward: {error}"
+            return None
 
     # --- the learner's thread ---
 
@@ -212,12 +227,15 @@ class Decider:
         }  # fmt: skip
 
 
-def _told(job: Job, decision: Decision, mark: str) -> dict[str, Any]:
+def told_of(decision: Decision) -> dict[str, Any]:
+    """A decision and its reasons, for a job's report and the status."""
     router = decision.notes.get("router") or {}
     return {
-        "job": job.id, "program": str(decision.action.program), "nodes": list(decision.action.nodes),
-        "probability": round(decision.probability, 4), "mark": mark, "mode": decision.action.program.mode,
-        "reason": router.get("reason") or router.get("error") or "",
+        "program": str(decision.action.program), "nodes": list(decision.action.nodes), "policy": decision.policy,
+        "mode": decision.action.program.mode, "probability": round(decision.probability, 5),
+        "among": decision.actions, "mark": decision.notes.get("mark"),
+        "reason": router.get("reason") or router.get("error"), "expected_quality": router.get("quality"),
+        "explored": router.get("explored"), "promise": router.get("promise"),
     }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Planner:
 
     async def read(self, request: ImageRequest, reads: Callable[[str], None]) -> None:
         """Let a policy read a prompt, in this thread, where there is something to choose."""
-        if not request.fixes:
+        if not request.pins:
             await self._run(reads, request.prompt)
 
     async def others(self, request: ImageRequest, program: Program, handoff: int | None) -> list[Program]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from nodes.gateway.deciding import told_of
 from nodes.gateway.jobs import Job
 from nodes.messages import Result
 from relay.program import Program
@@ -33,5 +34,5 @@ def _known(job: Job) -> dict[str, Any]:
         "job": job.id, "nodes": list(decision.action.nodes) if decision else [], "degraded": job.degraded,
         "seconds": time.monotonic() - job.accepted, "attempts": job.tries + 1, "history": job.history,
         "steps_paid": job.steps_paid, "policy": decision.policy if decision else None,
-        "probability": decision.probability if decision else None,
+        "probability": decision.probability if decision else None, "decision": told_of(decision) if decision else None,
     }  # fmt: skip

@@ -1,0 +1,118 @@
+"""The learned policy in the service: it decides, is judged, learns, survives, and is done without when it is broken."""
+
+import signal
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from nodes.fleet import fleet
+from nodes.gateway.learning import MODEL
+from scheduler.decision_log import read_log
+
+PROMPTS = ("a large red heart at the top left", 'the word "CAT" in red', "two small blue circles and a green star")
+SMALL = "mini-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """An edge and a phone with mini-sd3, a judge that scores everything, and the policy that learns from it."""
+    nodes = {
+        "edge": {"role": "edge", "families": {"mini-sd3": ["large"]}},
+        "phone": {"role": "device", "families": {"mini-sd3": ["small"]}},
+    }
+    offer = [{"family": "mini-sd3", "steps": 4, "mode": mode} for mode in ("full-cloud", "edge-only")]
+    offer.append({"family": "mini-sd3", "steps": 4, "handoff": 2})
+    gateway = {"offer": offer, "policy": {"name": "learned", "seed": 1, "explore": 0.2}, "heartbeat_s": 2.0}
+    with fleet(tmp_path_factory.mktemp("learned") / "deployment", nodes, gateway, judge={"share": 1.0}) as running:
+        yield running
+
+
+def drawn(running, count):
+    async def work(asker):
+        jobs = [(await asker.submit({"prompt": PROMPTS[i % 3], "seed": i})).jobs[0] for i in range(count)]
+        return [await asker.wait(job, 60) for job in jobs]
+
+    return running.ask(work, 120)
+
+
+def until(running, holds, timeout_s=60):
+    """The status once it is so."""
+    ends = time.monotonic() + timeout_s
+    while True:
+        told = running.status()["decisions"]
+        if holds(told):
+            return told
+        assert time.monotonic() < ends, told
+        time.sleep(0.3)
+
+
+def test_it_decides_with_reasons_and_learns_from_what_the_judge_says(running):
+    ended = drawn(running, 12)
+    assert {told["stage"] for told in ended} == {"done"}
+    for told in ended:
+        decision = told["report"]["decision"]
+        assert told["report"]["policy"] == decision["policy"] == "learned"
+        assert 0 < decision["probability"] < 1
+        assert decision["mark"] is None
+        assert decision["program"] == told["report"]["program"]
+        assert "price" in decision["reason"]  # the router's: what each mode is worth to this prompt, and costs
+        assert set(decision["expected_quality"]) == {"full-cloud", "relay", "edge-only"}
+    told = until(running, lambda told: told["learned"] == 12)
+    assert told["broken"] is None
+    assert told["router"].startswith("mini-sd3:")
+    entries = list(read_log(running.store / "decisions.db"))
+    assert {entry.context.job for entry in entries} == {told["id"] for told in ended}
+    for entry in entries:
+        assert -1 < entry.reward < 1
+        assert {"attributes", "term_seconds"} <= entry.terms.keys()
+        assert entry.router
+        assert entry.bandit
+        assert not entry.marks
+    lettered = [entry for entry in entries if entry.context.prompt_features["text"]]
+    assert all("term_words" in entry.terms for entry in lettered)
+    assert len(lettered) == 4
+
+
+def test_a_pinned_decision_is_marked_and_teaches_nothing(running):
+    before = running.status()["decisions"]["learned"]
+    told, _ = running.draw(prompt=PROMPTS[0], seed=1, program=SMALL)
+    assert told["report"]["decision"]["mark"] == "pinned"
+    until(running, lambda told: told["awaiting_scores"] == 0)
+    assert running.status()["decisions"]["learned"] == before
+
+
+def test_the_status_shows_the_last_decision_and_its_reason(running):
+    from nodes.cli import app
+
+    shown = CliRunner().invoke(app, ["status", "--gateway", running.gateway.control]).output
+    text = " ".join(shown.split())
+    assert "policy learned" in text
+    assert "learned from" in text
+    assert "with probability" in text
+
+
+def test_what_was_learned_survives_a_kill_and_a_damaged_file_is_done_without(running):
+    learned = running.status()["decisions"]["learned"]
+    ends = time.monotonic() + 30
+    while not (running.store / MODEL).exists():
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    running.kill("gateway", signal.SIGKILL)
+    running.wait_for_nodes()
+    assert running.status()["decisions"]["learned"] == learned
+    model = running.store / MODEL
+    kept = model.read_bytes()
+    model.write_bytes(kept[: len(kept) // 2])
+    running.kill("gateway", signal.SIGKILL)
+    running.wait_for_nodes()
+    told = running.status()["decisions"]
+    assert "is damaged" in told["broken"]
+    (answer,) = drawn(running, 1)
+    assert answer["stage"] == "done"
+    assert (answer["report"]["policy"], answer["report"]["decision"]["mark"]) == ("least-finish-time", "fallback")
+
+
+def test_a_judge_that_dies_holds_nothing_up(running):
+    running.kill("judge", signal.SIGKILL)
+    assert {told["stage"] for told in drawn(running, 3)} == {"done"}
