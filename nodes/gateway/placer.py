@@ -83,7 +83,8 @@ class Placer:
             deadline_s=job.left_s, attempt=job.tries + 1, latent_bytes=self._charged("latent", latents),
             image_bytes=self._charged("image", images),
         )  # fmt: skip
-        chosen = self.decider.decide(job, context, left_over, resumed=point is not None)
+        decided = job.program is not None and (point is not None or job.request.fixes)
+        chosen = self.decider.decide(job, context, left_over, resumed=decided)
         action = actions[left_over.index(chosen.action)]
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first))
