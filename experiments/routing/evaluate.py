@@ -56,7 +56,10 @@ def evaluate(bench: Bench, cells: Mapping[str, Sequence[Cell]], config: Comparis
     for name, seeds in cells.items():
         scores = [np.asarray(getattr(cell, on)) for cell in seeds]
         sent = [send(s, config.share, cell.seed) for s, cell in zip(scores, seeds, strict=True)]
-        routed[name] = [np.where(m[:, None], large_clear, small_clear) for m in sent]
+        if name == "oracle-dp":  # it is the best there is for the metrics that are counted, so over fewer another one
+            scores = [-value_clear for _ in seeds]
+        sent_clear = [send(s, config.share, cell.seed) for s, cell in zip(scores, seeds, strict=True)]
+        routed[name] = [np.where(m[:, None], large_clear, small_clear) for m in sent_clear]
         curves = [curve(s, value_clear, cell.seed) for s, cell in zip(scores, seeds, strict=True)]
         found[name] = {
             "settings": seeds[0].settings,
@@ -67,13 +70,14 @@ def evaluate(bench: Bench, cells: Mapping[str, Sequence[Cell]], config: Comparis
                 [value[m].sum() for m in sent], redraw([np.where(m[:, None], large, small) for m in sent], small, large)
             ),
             "dp_clear": _with_interval(
-                [value_clear[m].sum() for m in sent], redraw(routed[name], small_clear, large_clear)
+                [value_clear[m].sum() for m in sent_clear], redraw(routed[name], small_clear, large_clear)
             ),
-            "dp_steady": _mean_and_spread([value_steady[m].sum() for m in sent]),
+            "dp_steady": _mean_and_spread([value_steady[m].sum() for m in sent_clear]),
             "sent": float(np.mean([m.mean() for m in sent])),
             "tied": float(np.mean([tied(s, config.share) for s in scores])),
-            "capped": _capped(scores, sent, value_clear) if seeds[0].capped else None,
+            "capped": _capped(scores, sent_clear, value_clear) if seeds[0].capped else None,
             "savings": _savings(curves, config.targets),
+            "peak": _peak(np.mean(curves, 0)),
             "curve": _thinned(np.mean(curves, 0)),
         }  # fmt: skip
     if OURS in routed:
@@ -167,6 +171,12 @@ def _savings(curves: Sequence[Floats], targets: Sequence[float]) -> list[dict[st
             "low": min(reached, default=None), "high": max(reached, default=None),
         })  # fmt: skip
     return found
+
+
+def _peak(line: Floats) -> list[float]:
+    """The highest dP of any share, and that share."""
+    at = int(line.argmax())
+    return [float(line[at]), at / (len(line) - 1)]
 
 
 def _thinned(line: Floats) -> list[float]:

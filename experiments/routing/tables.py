@@ -80,14 +80,16 @@ def capped_table(found: dict[str, Any]) -> str:
 def savings_table(found: dict[str, Any]) -> str:
     """Cost saving at given dP, the paper's in brackets."""
     first = next(iter(found["routers"].values()))["savings"]
-    lines = [_row(["router", *(f"dP {each['target']:g} %" for each in first)]), _row(["---"] * (1 + len(first)))]
+    head = ["router", *(f"dP {each['target']:g} %" for each in first), "highest dP of any share"]
+    lines = [_row(head), _row(["---"] * len(head))]
     for name, row in found["routers"].items():
         printed = paper.SAVINGS.get(name) if found["metric_set"] == "clip" else None
         cells = []
         for i, each in enumerate(row["savings"]):
             text = _saving(each)
             cells.append(f"{text} [{printed[i]:.2f}]" if printed and i < len(printed) else text)
-        lines.append(_row([NAMES.get(name, name), *cells]))
+        highest, share = row["peak"]
+        lines.append(_row([NAMES.get(name, name), *cells, f"{highest:.1f} at {share:.0%} sent"]))
     return "\n".join(lines)
 
 
