@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scheduler.reward import Reward, Rewarded
 
 log = logging.getLogger("relay.gateway")
+SAVE_S = 5.0  # between two savings of what was learned
 SHOWN = 8  # decisions that the status shows
 MOST_AWAITED = 10_000
 
@@ -58,7 +59,7 @@ class Decider:
     reward: Reward | None = None
     broken: str = ""
     model: Path | None = None  # where what is learned is kept
-    save_s: float = 5.0
+    save_s: float = SAVE_S
     fallback: Policy = field(default_factory=LeastFinishTime)
 
     def __post_init__(self) -> None:
@@ -96,6 +97,8 @@ class Decider:
         if decision is None:
             decision = self.fallback.decide(context, actions)
             mark = mark or "fallback"
+        if said := decision.notes.get("features"):  # the router's, which the bandit chose by
+            context = msgspec.structs.replace(context, notes=said)
         if mark:
             decision = msgspec.structs.replace(decision, notes={**decision.notes, "mark": mark})
         self.counters[mark or "chosen"] += 1

@@ -75,7 +75,7 @@ class Dispatcher:
                 await self.ledger.end(kept.id, "failed", error=str(error))
                 continue
             job = Job(
-                kept.id, kept.request, kept.number, kept.tenant, kept.seed, request, now, now + max(left, 0.0),
+                kept.id, kept.request, kept.number, kept.tenant, kept.seed, request, now - kept.waited_s, now + max(left, 0.0),
                 list(planned.programs), self.placer.next_attempt(), moved=now,
             )  # fmt: skip
             job.placed_on[kept.attempt] = set(kept.nodes)

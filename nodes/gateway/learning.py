@@ -26,6 +26,7 @@ from relay.errors import BadRequest, RelayError
 
 if TYPE_CHECKING:
     from nodes.gateway.deciding import Decider
+    from scheduler.bandit import Bandit
     from scheduler.learned import Learned
     from scheduler.reward import Reward
     from scheduler.router.router import Router
@@ -83,15 +84,10 @@ def make_learned(
     """The policy, and what it must do without. RelayError where there is no bandit to be had."""
     import numpy as np
 
-    from scheduler.bandit import Bandit
     from scheduler.learned import Learned
     from scheduler.router.budget import Budget
 
-    options = {"time_scale_s": reward.scales["seconds"], "seed": config.seed} | config.bandit
-    try:
-        bandit = Bandit(path=model, **options)
-    except TypeError as error:
-        raise BadRequest(f"policy learned: bandit: {error}") from None
+    bandit = make_bandit(config, reward, model)
     router, said = _router(config, families)
     budget = promise = None
     if config.budget is not None:
@@ -105,6 +101,17 @@ def make_learned(
         bandit, router, budget=budget, promise=promise, explore=config.explore, rng=np.random.default_rng(config.seed)
     )
     return learned, said
+
+
+def make_bandit(config: LearnedConfig, reward: Reward, model: Path | None) -> Bandit:
+    """The bandit alone, with what it learned, if `model` is there."""
+    from scheduler.bandit import Bandit
+
+    options = {"time_scale_s": reward.scales["seconds"], "seed": config.seed} | config.bandit
+    try:
+        return Bandit(path=model, **options)
+    except TypeError as error:
+        raise BadRequest(f"policy learned: bandit: {error}") from None
 
 
 def _router(config: LearnedConfig, families: Sequence[str]) -> tuple[Router | None, str]:
