@@ -115,13 +115,18 @@ def make_bandit(config: LearnedConfig, reward: Reward, model: Path | None) -> Ba
 
 
 def _router(config: LearnedConfig, families: Sequence[str]) -> tuple[Router | None, str]:
-    """The router of the families on offer; None, and why, where one of them has no weights or damaged ones."""
+    """The router of those families on offer that one was trained for; what is done without, and why."""
     if not config.router:
         return None, ""
     from scheduler.router.router import Router
 
-    try:
-        return Router.load(list(families)), ""
-    except (RelayError, OSError) as error:
-        log.warning("no router: %s", error)
-        return None, f"no router, so the bandit chooses among all modes: {error}"
+    found, lacking = [], []
+    for family in families:
+        try:
+            found += Router.load(family).trained
+        except (RelayError, OSError) as error:
+            lacking.append(str(error))
+            log.warning("no router for %s: %s", family, error)
+    if not found:
+        return None, "no router, so the bandit chooses among all modes: " + "; ".join(lacking)
+    return Router(found), "; ".join(lacking)
