@@ -111,6 +111,7 @@ class Compute(threading.Thread):
         """Load, take one real step of every member and one decode: only then is the node what it says it is."""
         import msgspec
 
+        from nodes.pace import Paced
         from nodes.session import quiet_libraries
         from relay.engine import StepEngine
         from relay.pipeline import RelayPipeline
@@ -126,11 +127,14 @@ class Compute(threading.Thread):
             curves = {}
             for member in members:
                 self.doing = f"measuring {name} {member}"
-                curve = step_curve(pipe.family, member, [b for b in CURVE if b <= self.batch], repeats=3)
+                measured = step_curve(pipe.family, member, [b for b in CURVE if b <= self.batch], repeats=3)
+                curve = curves[member] = {batch: seconds * self.pace for batch, seconds in measured.items()}
+                denoiser = pipe.family.denoiser(member)
+                if self.pace > 1:
+                    denoiser = Paced(denoiser, curve, self.batch)
                 self.engines[name, member] = StepEngine(
-                    pipe.family.denoiser(member), member, curve, max_batch=self.batch, max_queue=1 << 20
+                    denoiser, member, curve, max_batch=self.batch, max_queue=1 << 20
                 )
-                curves[member] = {batch: seconds * self.pace for batch, seconds in curve.items()}
             encode_s, decode_s = ends(pipe.family)
             holdings.append(
                 Holding(
@@ -262,11 +266,9 @@ class Compute(threading.Thread):
         return png_bytes(to_image(work.pipe.family.decode(x)[0]), {})
 
     def _step(self, engine: StepEngine) -> None:
-        self.last_busy = started = time.monotonic()
-        running = engine.load.running
+        self.last_busy = time.monotonic()
         ended = engine.step()
         self.steps_done += 1
-        self._hold_pace(engine, started, running)
         for each in ended:
             work = self.works.get(key_of(each.id))
             if work is None:
@@ -278,14 +280,6 @@ class Compute(threading.Thread):
                     self._leg_ended(work, each.latent)
             except Exception as error:
                 self._fail(work.key, error)
-
-    def _hold_pace(self, engine: StepEngine, started: float, running: int) -> None:
-        """A step ends no earlier than `pace` times its profiled time, which makes a slow machine of a fast one."""
-        if self.pace > 1:
-            batch = max(1, min(running, engine.load.batch_bound))
-            rest = self.pace * engine.profiled_s(batch) - (time.monotonic() - started)
-            if rest > 0:
-                time.sleep(rest)
 
     def _leg_ended(self, work: Work, latent: torch.Tensor) -> None:
         work.k += 1
