@@ -120,7 +120,7 @@ def _truth(policy: Any, seed: int = 1000) -> float:
     problem = Problem(seed)
     values = [
         float(np.dot(policy.distribution(told, OFFER), [problem.mean(told, each) for each in OFFER]))
-        for told in problem.contexts(1500)
+        for told in problem.contexts(600)
     ]
     return float(np.mean(values))
 
