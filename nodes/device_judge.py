@@ -76,10 +76,10 @@ class DeviceJudge:
             if len(self._queue) > QUEUE:
                 await self._refuse(self._queue.popleft()[0], "this device had no time for it")
 
-    def stop(self) -> None:
+    async def close(self) -> None:
         if self._work is not None:
             self._work.cancel()
-        self.process.stop()
+        await self.process.stop()
 
     async def _refuse(self, job: str, reason: str) -> None:
         await self.tell(Scores(job=job, reason=reason))
@@ -90,7 +90,7 @@ class DeviceJudge:
                 await asyncio.wait_for(self._there.wait(), REST_S)
             self._there.clear()
             if not self._queue:
-                self.process.stop()
+                await self.process.stop()
             while self._queue:
                 while self.compute.works:  # drawing comes first
                     await asyncio.sleep(IDLE_EVERY_S)

@@ -123,7 +123,7 @@ class Node:
             for task in tasks:
                 task.cancel()
             self.compute.stop()
-            self.judge.stop()
+            await self.judge.close()
             await self.exchange.close()
 
     # --- presence ---

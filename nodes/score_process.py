@@ -54,6 +54,7 @@ class ScoreProcess:
         from nodes.scoring import Scored
 
         if self.pid is None:
+            await self.stop()
             self._child = await asyncio.create_subprocess_exec(
                 *tethered([sys.executable, "-m", "nodes.score_process", self.metrics]), stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -72,16 +73,17 @@ class ScoreProcess:
                     await child.stdout.readexactly(length), type=tuple[dict[str, float], dict[str, str]]
                 )
         except (OSError, asyncio.IncompleteReadError, TimeoutError, msgspec.DecodeError) as error:
-            self.stop()
+            await self.stop()
             raise NotScored(f"this device's judge broke: {type(error).__name__}") from None
         return Scored(scores, missing)
 
-    def stop(self) -> None:
-        if self.pid is not None:
-            assert self._child is not None
-            with contextlib.suppress(ProcessLookupError):
-                self._child.kill()
-        self._child = None
+    async def stop(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
 
 
 # --- the child ---
@@ -90,11 +92,9 @@ class ScoreProcess:
 def _serve(metrics: str, asked: IO[bytes], answers: IO[bytes]) -> None:
     """Until there is nothing more to come."""
     import msgspec
-    import torch
 
     from nodes.scoring import Scorer
 
-    torch.set_num_threads(1)
     scorer = Scorer(json.loads(metrics))
     while len(head := asked.read(_LENGTH.size)) == _LENGTH.size:
         (length,) = _LENGTH.unpack(head)

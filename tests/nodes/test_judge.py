@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny import PROMPT, build_sd3, write_family
 
@@ -42,6 +41,7 @@ from nodes.messages import (
 )
 from nodes.node import Node
 from nodes.requests import ImageRequest
+from nodes.score_process import NotScored, ScoreProcess
 from nodes.scoring import OWN_CLIP, Scorer
 from nodes.stages import Stage
 from nodes.transport import CONTROL, DATA, Client, Server
@@ -51,6 +51,7 @@ from relay.scenes.language import parse
 from relay.scenes.render import render
 
 SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
+PATIENCE_S = 120  # what runs at the lowest priority waits for all else on this machine
 NAMES = {"gateway": "gateway", "phone": "device", "watch": "device", "judge": "judge", "stranger": "device",
          "client": "client", "other": "client"}  # fmt: skip
 
@@ -153,7 +154,8 @@ def test_config_that_cannot_be_is_refused(tmp_path, said, wrong):
 
 
 async def asked_of_a_device(family, mode, keep=True):
-    """A real device draws one picture for a gateway that then asks to judge it, twice: all that the device says."""
+    """A real device draws one picture for a gateway that then asks to judge it, twice: all that the device says, and the
+    nice level of the process that it scores in."""
     me = Credentials.plain_text("gateway", "gateway")
     gateway = Peer(name="gateway", role="gateway")
     config = NodeConfig(role="device", families={str(family): ["small"]}, judge=mode, batch=1)
@@ -176,7 +178,7 @@ async def asked_of_a_device(family, mode, keep=True):
                 match message:
                     case Register():
                         asked.append(identity)
-                        await control.send(identity, Registered(gateway="curious", session="1", heartbeat_s=0.2))
+                        await control.send(identity, Registered(gateway="curious", session="1", heartbeat_s=60.0))
                         await control.send(identity, Assign(
                             job="job-1", attempt=1, program=SMALL, prompt=PROMPT, negative=None, seed=1, width=32, height=32,
                             first_leg=0, last_leg=0, source=Source(kind="noise"), keep_image=keep,
@@ -190,15 +192,17 @@ async def asked_of_a_device(family, mode, keep=True):
 
         tasks = [asyncio.ensure_future(work) for work in (serve(control), serve(data), node.run())]
         try:
-            await asyncio.wait_for(ended.wait(), 30)
+            await asyncio.wait_for(ended.wait(), PATIENCE_S)
+            nice = None if (pid := node.judge.process.pid) is None else os.getpriority(os.PRIO_PROCESS, pid)
         finally:
             node.stopped.set()
             await asyncio.wait({tasks[2]}, timeout=10)
+            assert node.judge.process.pid is None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await to_control.close()
-    return heard
+    return heard, nice
 
 
 def answers(heard):
@@ -206,27 +210,35 @@ def answers(heard):
 
 
 def test_a_device_with_judge_off_gives_nothing_away(family):
-    heard = asyncio.run(asked_of_a_device(family, "off"))
+    heard, nice = asyncio.run(asked_of_a_device(family, "off"))
     assert [(each.scores, each.reason) for each in answers(heard)] == 2 * [
         ({}, "this device gives neither pictures nor scores (`judge: off`)")
     ]
     assert sum(size for _, size in heard) == 0
     assert any(isinstance(message, Result) for message, _ in heard)
+    assert nice is None
 
 
 def test_a_device_with_judge_local_sends_numbers_only(family):
-    before = torch.get_num_threads()
-    heard = asyncio.run(asked_of_a_device(family, "local"))
+    heard, nice = asyncio.run(asked_of_a_device(family, "local"))
     refused, scored = sorted(answers(heard), key=lambda each: len(each.scores))
     assert scored.missing == {}
     assert {"attributes", "single_object", OWN_CLIP, "q_detail"} < scored.scores.keys()
     assert "not here any more" in refused.reason
     assert sum(size for _, size in heard) == 0
-    assert torch.get_num_threads() == before
+    assert nice == 19
+
+
+def test_a_device_whose_scoring_breaks_says_so():
+    async def work():
+        await ScoreProcess(["beauty"]).score(b"", PROMPT, scenes=False)
+
+    with pytest.raises(NotScored, match="judge broke"):
+        asyncio.run(work())
 
 
 def test_a_device_with_judge_share_sends_a_kept_picture_once(family):
-    heard = asyncio.run(asked_of_a_device(family, "share"))
+    heard, _ = asyncio.run(asked_of_a_device(family, "share"))
     refused, sent = sorted(answers(heard), key=lambda each: isinstance(each, KeptPicture))  # each comes by its own lane
     assert isinstance(sent, KeptPicture)
     assert "not here any more" in refused.reason
@@ -373,7 +385,7 @@ def as_(running, name, work):
     return asyncio.run(main())
 
 
-def judged(running, timeout_s=40, **request):
+def judged(running, timeout_s=PATIENCE_S, **request):
     """A job whose scores stand in its report."""
     job, ends = done(running, **request)["id"], time.monotonic() + timeout_s
     while time.monotonic() < ends:
