@@ -1,149 +1,174 @@
 """Does every accepted request end, whatever dies? Requests under a seeded schedule of faults, with real processes.
 
-    start a gateway, two edges and two devices, one of them behind an emulated link
+    start a gateway, two edges, two devices, one of them behind an emulated link, and an impostor, all with keys
     keep a window of requests open; each carries an idempotency key, so that asking again is safe
-    meanwhile, now and then: kill, stop, cut, stall, slow, or send garbage, and let what died come back
-    at the end: every accepted job must have ended once, with a picture that opens or an error that says why
+    meanwhile, now and then, a fault of `experiments.faults.deck`; what died comes back
+    at the end: every accepted job has ended once, before its deadline, with the right picture or an error that says why
 
-Counted beside: attempts, results that came after their job had ended, steps that were paid twice.
+An end is late where the gateway's report says that it came later than the deadline, and told late where the asker heard of
+it later. The time for which the gateway was killed, stopped or had a full disk, when nothing can be ended, is taken off,
+and `GRACE_S` or `TOLD_S` of a machine that starts processes meanwhile.
+Work done twice is counted from the ledger and so at least what it says: a killed gateway forgets what it had not written.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-import os
-import random
-import signal
-import socket
-import sqlite3
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-FAULTS = ("kill", "kill", "stop", "cut", "stall", "slow", "garbage", "kill gateway")
-PROMPT = "a red circle"
+from experiments.faults.outcome import (
+    DEADLINE_S,
+    SHORT_DEADLINE_S,
+    STEPS,
+    TOLD_S,
+    Asked,
+    Outcome,
+    compare,
+    count,
+    table,
+    timed,
+)
 
-
-@dataclass
-class Outcome:
-    """What came of a run. `lost`: accepted and not ended; `twice`: ended more than once; both must be empty."""
-
-    asked: int
-    accepted: list[str] = field(default_factory=list)
-    stages: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    counters: Counter[str] = field(default_factory=Counter)
-    lost: list[str] = field(default_factory=list)
-    twice: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)  # done, and the picture does not open
-    unexplained: list[str] = field(default_factory=list)  # failed, and no error says why
-    degraded: int = 0
-    attempts: int = 0
-    steps_asked: int = 0
-    steps_paid: int = 0
-    seconds: float = 0.0
-
-    @property
-    def sound(self) -> bool:
-        return not (self.lost or self.twice or self.unreadable or self.unexplained)
+HANGING_S = 60.0  # past deadline, outages and grace an asker waits no longer
+LOST_S = 4.0  # then a question is taken for lost and asked again
+PACE = 20.0  # of those that are killed: steps of some 50 ms, so that faults find them at work
+ENDED = ("done", "failed", "cancelled")
 
 
 def main(
     requests: Annotated[int, typer.Option(help="How many.")] = 10_000,
-    family: Annotated[str, typer.Option(help="A family that is here.")] = "mini-sd3",
     every: Annotated[float, typer.Option(metavar="S", help="Mean seconds between two faults.")] = 5.0,
     window: Annotated[int, typer.Option(help="Requests open at a time.")] = 32,
     rate: Annotated[float, typer.Option(help="Requests a second, at most.")] = 6.0,
     seed: int = 0,
-    out: Annotated[Path, typer.Option(help="The Markdown file to write.")] = Path("docs/results/faults.md"),
+    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path(
+        "docs/results/faults.md"
+    ),
 ) -> None:
     """Run the suite at full length and write what came of it."""
+    import logging
+
     from experiments.provenance import write_result
 
+    logging.getLogger("relay").setLevel(logging.ERROR)  # the asker's own complaints about a gateway that is killed
     with tempfile.TemporaryDirectory() as folder:
-        outcome = run(Path(folder) / "faults", family, requests, every, window, rate, seed, print)
-    write_result(
-        out, "Requests under faults", table(outcome), {"faults": vars(outcome) | {"accepted": len(outcome.accepted)}}
-    )
+        outcome = run(Path(folder), requests, every, window, rate, seed, print)
+    found = vars(outcome) | {"accepted": len(outcome.accepted)}
+    write_result(out, "Requests under faults", table(outcome), {"smallest-sd3": found})
     if not outcome.sound:
         raise typer.Exit(1)
 
 
 def run(
-    folder: Path, family: str, requests: int, every: float, window: int, rate: float, seed: int,
+    root: Path, requests: int, every: float, window: int, rate: float, seed: int,
     say: Callable[[str], None] = lambda _: None,
-    prompt: str = PROMPT,
 ) -> Outcome:  # fmt: skip
-    """One run in `folder`."""
+    """One run; everything it writes lies in `root`."""
+    from experiments.faults.clock import MISSING, Clocks, library
+    from experiments.faults.deck import Ground, let_in, schedule
+    from experiments.faults.disk import SmallDisk
+    from experiments.faults.family import smallest_family
+    from experiments.faults.strangers import strangers_of, with_keys
+    from nodes.commands.service import free_port
     from nodes.fleet import fleet
 
-    control = f"{folder}.link"
-    nodes = {
-        "edge-1": {"role": "edge", "families": {family: ["large"]}},
-        "edge-2": {"role": "edge", "families": {family: ["large"]}},
-        "phone": {"role": "device", "families": {family: ["small"]}, "link": "wifi", "link_control": control},
-        "tablet": {"role": "device", "families": {family: ["small"]}},
+    family = str(smallest_family(root / "family"))
+    other = str(smallest_family(root / "impostor", impostor=True))
+    link = str(root / "link.sock")
+    nodes: dict[str, dict[str, Any]] = {
+        "edge-1": {"role": "edge", "families": {family: ["large"]}, "pace": PACE},
+        "edge-2": {"role": "edge", "families": {family: ["large"]}, "pace": PACE},
+        "phone": {"role": "device", "families": {family: ["small"]}, "link": "wifi", "link_control": link},
+        "tablet": {"role": "device", "families": {family: ["small"]}, "pace": PACE},
+        "impostor": {"role": "device", "families": {other: ["small"]}},
     }
     gateway = {
-        "offer": [{"family": family, "steps": 4, "handoff": 2}], "checkpoint_every": 2, "degrade_after_s": 1.0,
-        "policy": "least-finish-time", "deadline_s": 120.0, "tries": 12,
+        "offer": [{"family": family, "steps": STEPS, "handoff": 2}], "checkpoint_every": 1, "degrade_after_s": 1.0,
+        "policy": "least-finish-time", "deadline_s": DEADLINE_S, "tries": 12, "http": f"127.0.0.1:{free_port()}",
     }  # fmt: skip
+    with_keys(root / "keys", {name: node["role"] for name, node in nodes.items()})
+    clocks = Clocks(root / "clocks", ("gateway", "phone"))
     outcome = Outcome(requests)
-    with fleet(folder, nodes, gateway) as running:
+    if library() is None:
+        outcome.left_out["clock"] = MISSING
+    asked: list[Asked] = []
+    with (
+        SmallDisk(root / "deployment" / "store") as disk,
+        fleet(root / "deployment", nodes, gateway, "../keys", 300.0, clocks.environment()) as running,
+    ):
+        faults = schedule(seed, every, tuple(n for n in nodes if n != "impostor"), clocks.names)
+        strangers = strangers_of(running, root / "keys")
+        ground = Ground(
+            running, tuple(nodes), "impostor", link, clocks, disk, strangers, outcome.left_out, outcome.faults,
+            outcome.strangers, outcome.missed,
+        )  # fmt: skip
         started = time.monotonic()
-        asyncio.run(_under_fire(running, outcome, control, every, window, rate, seed, say, prompt))
-        outcome.seconds = time.monotonic() - started
-        _count(running.store, outcome)
+        asyncio.run(_under_fire(ground, outcome, asked, faults, window, rate, say))
+        outcome.seconds, outcome.disk = time.monotonic() - started, disk.kind or ""
+        outcome.let_in = let_in(ground)
+        timed(outcome, asked, ground)
+        count(running.store, outcome, asked, "impostor")
+        compare(running.store, outcome, family)
+    clocks.close()
     return outcome
 
 
+# --- asking ---
+
+
 async def _under_fire(
-    running: Any,
+    ground: Any,
     outcome: Outcome,
-    control: str,
-    every: float,
+    asked: list[Asked],
+    faults: Any,
     window: int,
     rate: float,
-    seed: int,
     say: Callable[[str], None],
-    prompt: str,
 ) -> None:
-    done = asyncio.Event()
-    faults = asyncio.ensure_future(_faults(running, outcome, control, every, seed, done))
+    from experiments.faults.deck import play, resident
+
+    over = asyncio.Event()
     gate, started = asyncio.Semaphore(window), time.monotonic()
     told = started
-    async with running.asker() as asker:
+    async with ground.running.asker() as asker, ground.running.asker() as watcher:
+        before = resident(ground.running)
+        fire = asyncio.ensure_future(play(ground, watcher, faults, over))
 
         async def one(number: int) -> None:
             nonlocal told
             await asyncio.sleep(max(0.0, started + number / rate - time.monotonic()))
             async with gate:
-                await _one(asker, outcome, number, prompt)
+                await _one(asker, outcome, asked, number, ground)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                say(f"{sum(outcome.stages.values())} of {outcome.asked} have ended; faults: {dict(outcome.faults)}")
+                say(f"{sum(outcome.stages.values())} of {outcome.asked} have ended; {outcome.faults.total()} faults")
 
         await asyncio.gather(*(one(i) for i in range(outcome.asked)))
-    done.set()
-    await faults
+        over.set()
+        await fire
+        ground.strangers.leave()
+        await _idle(watcher)
+        after = [resident(ground.running)]
+        found = [each for each in (before, *ground.gateway_bytes, *after) if each]
+        outcome.gateway_mb = {"start": before / 1e6, "end": after[0] / 1e6, "most": max(found) / 1e6}
 
 
-async def _one(asker: Any, outcome: Outcome, number: int, prompt: str) -> None:
+async def _one(asker: Any, outcome: Outcome, asked: list[Asked], number: int, ground: Any) -> None:
     """Ask until it is accepted, then until it has ended: the gateway may be away for a while."""
+    from experiments.faults.family import PROMPT
     from nodes.asker import RefusedByGateway, Unanswered
 
     fixed = {"mode": "relay"} if number % 3 == 0 else {}
-    request = {"prompt": prompt, "seed": number, "allow_degraded": not fixed} | fixed
+    short = number % 10 == 7
+    request = {"prompt": PROMPT, "seed": number, "allow_degraded": not fixed} | fixed
+    request |= {"deadline_ms": int(1000 * SHORT_DEADLINE_S)} if short else {}
+    began = time.monotonic()
     while True:
         try:
             job = (await asker.submit(request, key=f"request-{number}", timeout_s=5.0)).jobs[0]
@@ -151,120 +176,39 @@ async def _one(asker: Any, outcome: Outcome, number: int, prompt: str) -> None:
         except Unanswered:
             await asyncio.sleep(0.2)
         except RefusedByGateway as refused:
-            if refused.status != 429:
+            if refused.status not in (429, 503, 507):
                 raise
-            await asyncio.sleep(refused.retry_after_s or 0.5)
-    outcome.accepted.append(job)
-    while True:
+            outcome.refusals[str(refused.status)] += 1
+            await asyncio.sleep(min(refused.retry_after_s or 0.5, 1.0))
+    mine = Asked(job, SHORT_DEADLINE_S if short else DEADLINE_S, began, time.monotonic())
+    asked.append(mine)
+    while not mine.stage:
+        now = time.monotonic()
+        if now > mine.accepted + mine.deadline_s + ground.away(mine.accepted, now) + TOLD_S + HANGING_S:
+            outcome.hanging.append(job)
+            return
         try:
-            told = await asker.job(job, 10.0)
-        except (Unanswered, RefusedByGateway):
+            told = await asyncio.wait_for(asker.job(job, LOST_S / 2), LOST_S)
+        except (TimeoutError, Unanswered, RefusedByGateway):
             await asyncio.sleep(0.2)
             continue
-        if told["stage"] in ("done", "failed", "cancelled"):
-            outcome.stages[told["stage"]] += 1
-            return
+        if told["stage"] in ENDED:
+            mine.told, mine.stage, mine.error = time.monotonic(), told["stage"], told["error"]
+            outcome.stages[mine.stage] += 1
 
 
-async def _faults(running: Any, outcome: Outcome, control: str, every: float, seed: int, done: asyncio.Event) -> None:
-    """One fault after the other until the last request has ended; each is mended before the next."""
-    rng = random.Random(seed)
-    nodes = list(running.deployment.nodes)
-    while not done.is_set():
-        with suppress(TimeoutError):
-            await asyncio.wait_for(done.wait(), rng.expovariate(1 / every))
-            return
-        what, node, hold = rng.choice(FAULTS), rng.choice(nodes), rng.uniform(0.5, 3.0)
-        outcome.faults[what] += 1
-        with suppress(OSError, AssertionError):  # what it was meant for is just being started again
-            await _fault(running, control, what, node, hold)
+async def _idle(asker: Any, most_s: float = 150.0) -> None:
+    """Until the gateway has nothing open, not even what strangers asked."""
+    from relay.errors import RelayError
 
-
-async def _fault(running: Any, control: str, what: str, node: str, hold: float) -> None:
-    from nodes.link_control import LinkControl
-
-    match what:
-        case "kill":
-            running.kill(node)
-        case "kill gateway":
-            running.kill("gateway")
-        case "stop":
-            pid = running.pid(node)
-            os.kill(pid, signal.SIGSTOP)
-            await asyncio.sleep(hold)
-            os.kill(pid, signal.SIGCONT)
-        case "garbage":
-            _garbage(running.gateway.data)
-        case "cut" | "stall" | "slow":
-            with LinkControl(control) as link:
-                if what == "slow":
-                    await asyncio.to_thread(link.set, "dsl")
-                else:
-                    await asyncio.to_thread(getattr(link, what))
-                await asyncio.sleep(hold)
-                await asyncio.to_thread(link.restore)
-                await asyncio.to_thread(link.set, "wifi")
-
-
-def _garbage(address: str) -> None:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=1) as raw:
-        raw.sendall(os.urandom(4096))
-
-
-def _count(store: Path, outcome: Outcome) -> None:
-    """What the ledger and the decision log say, read after the fact: not what the processes remember."""
-    from PIL import Image
-
-    lines = [json.loads(line) for line in (store / "decisions.jsonl").read_text().splitlines()]
-    ends = Counter(line["job"] for line in lines if line["kind"] == "outcome")
-    outcome.attempts = sum(line["kind"] == "decision" for line in lines)
-    with sqlite3.connect(store / "ledger.db") as db:
-        rows = {row[0]: row[1:] for row in db.execute("SELECT id, stage, error, report, image, ended_at FROM jobs")}
-    for job in outcome.accepted:
-        stage, error, report, image, ended = rows.get(job, ("gone", None, None, None, None))
-        if ended is None:
-            outcome.lost.append(job)
-        elif stage == "done":
-            said = json.loads(report)
-            outcome.degraded += said["degraded"]
-            outcome.steps_asked += sum(said["steps"].values())
-            outcome.steps_paid += max(said.get("steps_paid", 0), sum(said["steps"].values()))
-            try:
-                Image.open(io.BytesIO((store / image).read_bytes())).load()
-            except (OSError, TypeError):
-                outcome.unreadable.append(job)
-        else:
-            outcome.errors[(error or "")[:100]] += 1
-            if not error:
-                outcome.unexplained.append(job)
-        if ends[job] > 1:
-            outcome.twice.append(job)
-    if len(rows) != len(set(outcome.accepted)):
-        outcome.twice += [job for job in rows if job not in set(outcome.accepted)]
-
-
-def table(outcome: Outcome) -> str:
-    faults = ", ".join(f"{n} x {what}" for what, n in sorted(outcome.faults.items()))
-    ends = ", ".join(f"{n} {stage}" for stage, n in sorted(outcome.stages.items()))
-    lines = [
-        f"{outcome.asked} requests of 4 steps in {outcome.seconds / 60:.1f} min,"
-        f" under {sum(outcome.faults.values())} faults: {faults}.",
-        "",
-        "| | |",
-        "| --- | --- |",
-        f"| accepted | {len(outcome.accepted)} |",
-        f"| ended | {ends} |",
-        f"| accepted and never ended | {len(outcome.lost)} |",
-        f"| ended twice, or accepted twice | {len(outcome.twice)} |",
-        f"| done without a picture that opens | {len(outcome.unreadable)} |",
-        f"| failed without a reason | {len(outcome.unexplained)} |",
-        f"| finished by another program, as the asker allowed | {outcome.degraded} |",
-        f"| placements | {outcome.attempts} |",
-        f"| steps asked for, steps that nodes took | {outcome.steps_asked}, {outcome.steps_paid} |",
-    ]
-    lines += [f"| failed: {error} | {n} |" for error, n in outcome.errors.most_common(10)]
-    return "\n".join(lines) + "\n"
+    ends = time.monotonic() + most_s
+    while time.monotonic() < ends:
+        try:
+            if not (await asker.status())["open"]:
+                return
+        except RelayError:
+            pass
+        await asyncio.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,11 @@ class Fault:
 def schedule(seed: int, every: float, nodes: tuple[str, ...], clocks: tuple[str, ...]) -> Iterator[Fault]:
     """Without end; the same for the same arguments, whatever the machine can do."""
     rng = random.Random(seed)
-    while True:
+    for clock in cycle(clocks):  # one a round, so that all of them jump
         for kind in rng.sample(DECK, len(DECK)):
             jump = rng.choice((-1, 1)) * rng.uniform(*JUMP_S)
             yield Fault(
-                rng.expovariate(1 / every), kind, rng.choice(nodes), rng.choice(clocks), rng.uniform(*HOLD_S), jump,
+                rng.expovariate(1 / every), kind, rng.choice(nodes), clock, rng.uniform(*HOLD_S), jump,
                 rng.randrange(1 << 30),
             )  # fmt: skip
 
