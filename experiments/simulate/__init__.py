@@ -1,8 +1,9 @@
 """The service as a discrete-event simulation: measured step times and scores below, queues, batches and links on top.
 
-    world = World.of(read_world(path))              nodes, links, programs, measured costs
+    scores = read_scores(store)                          program x prompt x seed
+    world = World(read_world(path), scores.programs)     nodes, links, measured costs
     simulation = Simulation(world, scores, reward)
-    rows = simulation.run(policy, requests, seed)   what the policy chose, with its probability, and what came of it
+    rows = simulation.run(policy, requests, seed)        what it chose, with its probability, and what came of it
 
 Same arguments, same rows. Knows no torch.
 """

@@ -10,6 +10,7 @@ An accepted request ends exactly once. A node that is full sends a request back,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,8 @@ class Row(msgspec.Struct):
     probability: float
     actions: int
     attempts: int = 1
-    context: Context | None = None  # where contexts are kept
+    context: Context | None = None  # where contexts are kept, as is
+    decision: Decision | None = None  # whose `distribution` is over the world's actions for its device
     stage: str = "open"  # done | failed
     seconds: float = 0.0
     scores: Cell = {}
@@ -81,10 +83,10 @@ class _On:
 class _Job:
     """A request under way."""
 
-    __slots__ = ("context", "decision", "device", "late", "on", "placed", "request", "row")
+    __slots__ = ("context", "decision", "device", "late", "number", "on", "placed", "request", "row")
 
-    def __init__(self, request: TimedRequest, device: str | None, late: float):
-        self.request, self.device, self.late = request, device, late
+    def __init__(self, number: int, request: TimedRequest, device: str | None, late: float):
+        self.number, self.request, self.device, self.late = number, request, device, late
         self.row: Row | None = None
         self.context: Context | None = None
         self.decision: Decision | None = None
@@ -126,7 +128,9 @@ class Run:
         self.nodes = self.world.build(self.clock, seed)
         self.jobs: dict[str, _Job] = {}  # open ones
         self.decide_s = 0.0  # of the policy's own time, measured
-        self._rng = generator(seed, "weather")
+        self._weather_rng, self._retry_rng = generator(seed, "weather"), generator(seed, "retries")
+        self._judged = generator(seed, "judged").random(len(requests)) < self.spec.judged
+        self._factors: dict[tuple[str, str], float] = {}  # node, why -> times its link's bandwidth
         self._latents = {family: round(latent) for family, (latent, _) in self.world.sizes.items()}
         self._images = {family: round(image) for family, (_, image) in self.world.sizes.items()}
         self._rows: list[Row | None] = [None] * len(requests)
@@ -147,7 +151,7 @@ class Run:
             clock.at(request.arrival_s, self._arrive, number)
         clock.at(self.spec.heartbeat_s, self._beat)
         for name, weather in self.spec.weather.items():
-            clock.at(self._rng.exponential(weather.mean_s[0]), self._weather, name, 0)
+            clock.at(self._weather_rng.exponential(weather.mean_s[0]), self._weather, name, 0)
         clock.run()
         rows = [row for row in self._rows if row is not None]
         assert len(rows) == len(self.requests), "a request was never decided"
@@ -167,34 +171,36 @@ class Run:
         """The link leaves `state`, for another that is drawn."""
         weather = self.spec.weather[name]
         count = len(weather.factors)
-        state = (state + 1 + int(self._rng.integers(count - 1))) % count
-        self._set_link(name, weather.factors[state])
+        state = (state + 1 + int(self._weather_rng.integers(count - 1))) % count
+        self._set_link(name, "weather", weather.factors[state])
         if self._left:
-            self.clock.at(self.clock.now + self._rng.exponential(weather.mean_s[state]), self._weather, name, state)
+            stays = self._weather_rng.exponential(weather.mean_s[state])
+            self.clock.at(self.clock.now + stays, self._weather, name, state)
 
     def _shift(self, shift: Shift) -> None:
         assert shift.node is not None
         if shift.link is not None:
-            self._set_link(shift.node, shift.link)
+            self._set_link(shift.node, "shift", shift.link)
         if shift.pace is not None:
             self.nodes[shift.node].set_pace(shift.pace)
 
-    def _set_link(self, name: str, factor: float) -> None:
+    def _set_link(self, name: str, why: str, factor: float) -> None:
         link = self.nodes[name].link
         assert link is not None
-        link.degrade(factor)
+        self._factors[name, why] = factor
+        link.degrade(math.prod(f for (node, _), f in self._factors.items() if node == name))
 
     # --- a request's way ---
 
     def _arrive(self, number: int) -> None:
         request = self.requests[number]
         late = request.arrival_s + (request.deadline_s or self.spec.deadline_s)
-        job = _Job(request, self._device_of[number], late)
+        job = _Job(number, request, self._device_of[number], late)
         self.jobs[_name(request)] = job
         self.clock.at(late, self._too_late, job)
-        self._place(job, number, 1)
+        self._place(job, 1)
 
-    def _place(self, job: _Job, number: int, attempt: int) -> None:
+    def _place(self, job: _Job, attempt: int) -> None:
         """Decide, and tell every node of it at once."""
         request, now = job.request, self.clock.now
         if _name(request) not in self.jobs:  # too late meanwhile
@@ -210,15 +216,15 @@ class Run:
         self.decide_s += time.perf_counter() - started
         placed = self.world.placed(decision.action)
         job.context, job.decision, job.placed = context, decision, placed
-        job.row = self._rows[number] = Row(
+        job.row = self._rows[job.number] = Row(
             request.index, request.arrival_s, request.prompt.text, request.prompt.complexity, context.preference,
             job.device, decision.action, decision.probability, len(actions), attempt,
-            context if self.simulation.keep_contexts else None,
+            *((context, decision) if self.simulation.keep_contexts else ()),
         )  # fmt: skip
         if any(self.nodes[name].held >= self.nodes[name].queue for name, _, _ in placed.stretches):
             pause = min(max(self.nodes[name].backlog_s for name, _, _ in placed.stretches), BUSY_MOST_S)
-            again = now + max(pause, 0.05) * self._rng.uniform(0.5, 1.5)
-            self.clock.at(again, self._place, job, number, attempt + 1)
+            again = now + max(pause, 0.05) * self._retry_rng.uniform(0.5, 1.5)
+            self.clock.at(again, self._place, job, attempt + 1)
             return
         last = len(placed.stretches) - 1
         for i, (name, legs, work_s) in enumerate(placed.stretches):
@@ -285,7 +291,7 @@ class Run:
             row.scores = self.scores.cell(placed.text_program, row.prompt, job.request.seed)
         known = known_of(context, placed, row.seconds, row.scores, stage)
         row.reward, row.terms = parts_of(self.simulation.reward, known)
-        judged = stage == "done" and (self.spec.judged == 1 or self._rng.random() < self.spec.judged)
+        judged = stage == "done" and bool(self._judged[job.number])
         told = row.reward
         if stage == "done" and not judged:
             told, known = None, known | {"scores": {}}

@@ -1,11 +1,11 @@
 """The oracle: the action of the best expected reward, for this request, in the present state.
 
 It knows more than any policy: what every node really holds and how long its steps really take, the links as they are
-now with what waits for them, and each program's mean scores for this very prompt over the stored seeds. From that it
-works out when each action would end if nobody else came.
+now with what waits for them, and each program's mean reward for this very prompt over the stored seeds, which is the world
+that pictures are drawn from. From that it works out when each action would end if nobody else came.
 
-It does not know what comes: later requests, latents that are still being made elsewhere, a link's jitter and weather;
-nor which seed will be drawn (where the store holds one seed a prompt, its mean is that seed). And it is greedy: it
+It does not know what comes: later requests, latents that are still being made elsewhere, a link's jitter and weather,
+the seed that will be drawn (where the store holds one a prompt, that is known, luck and all). And it is greedy: it
 counts this request's reward and not what its choice costs those that come later, so that under heavy load a policy that
 leaves room can do better.
 """
@@ -16,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.simulate.loop import Loop, Stretch, foresee
+from experiments.simulate.scores import Cell
 from experiments.simulate.world import Placed
 from experiments.simulate.worth import known_of
+from relay.program import check_choice
 from scheduler.policy import Action, Context, Decision
 
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
 
 
 class Oracle:
-    """Needs a simulation that it is attached to."""
+    """Needs a simulation that it is attached to. `knows`: the mean scores of this "prompt", or only those of its "class"
+    (complexity) over all stored prompts, which holds no single picture's luck."""
 
     name = "oracle"
 
-    def __init__(self) -> None:
+    def __init__(self, knows: str = "prompt") -> None:
+        check_choice("knowledge of the oracle", knows, ("prompt", "class"))
+        self.knows = knows
         self._run: Run | None = None
 
     def attach(self, run: Run) -> None:
@@ -54,7 +59,10 @@ class Oracle:
         for action in actions:
             placed = run.world.placed(action)
             takes = seconds(placed)
-            cells = scores.of(placed.text_program, context.prompt)
+            if self.knows == "class":
+                cells: Sequence[Cell] = [scores.of_class(placed.text_program, context.prompt)]
+            else:
+                cells = scores.of(placed.text_program, context.prompt)
             worth = [reward(known_of(context, placed, takes, cell)) or 0.0 for cell in cells]
             values.append(sum(worth) / len(worth))
         return values

@@ -52,15 +52,15 @@ def _ground(bench: Bench, plain: list[dict[str, Any]]) -> list[str]:
         f"Simulated: world `{bench.spec.name}`, {len(bench.spec.nodes)} nodes, requests by {config.asking.arrivals}. Each policy"
         f" met {config.requests} requests of {config.splits[2]} prompts with each of {said} seeds; those that learn had met"
         f" {config.learn} of {config.splits[0]} prompts before and went on learning. Intervals: 95 %, bootstrap over seeds.",
-        f"Scores: `{config.store}`, {store['programs']} programs x"
+        f"Scores: {', '.join(config.store)}, {store['programs']} programs x"
         f" {', '.join(f'{n} {split}' for split, n in prompts.items())} prompts x"
         f" {'/'.join(map(str, store['seeds']))} seed(s). Step times are measured (the world's `timing`); queues, batches and"
         " links are simulated on top. The way to the oracle: (policy - random) / (oracle - random), over the same arms.",
     ]
     if store["seeds"] == [1]:
         lines.append(
-            "**One seed a prompt is stored, so the oracle's expectation is the very score that is drawn: it has hindsight of a"
-            " picture's luck that no policy can have, and the way to it cannot be gone to its end.**"
+            "**One seed a prompt is stored, so the oracle knows each picture's luck, which nothing that is told to a policy"
+            " says: the way to it cannot be gone to its end.** `oracle-class` knows a prompt's class only."
         )
     return lines
 

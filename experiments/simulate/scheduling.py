@@ -6,6 +6,7 @@ test prompts, and goes on learning. Every contender of a scenario and seed meets
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from experiments.simulate.environment import Row, Run, Shift, Simulation
 from experiments.simulate.oracle import Oracle
 from experiments.simulate.scores import Scores, describe, read_scores
 from experiments.simulate.stream import Asking, stream
-from experiments.simulate.views import Blind, Frozen
+from experiments.simulate.views import Blind, Frozen, Remembering
 from experiments.simulate.world import World, WorldSpec, check_world, read_world
 from experiments.workloads import TimedRequest
 from relay.errors import BadRequest
@@ -74,15 +75,20 @@ class Contender(_Strict, frozen=True, kw_only=True):
     says: str = ""  # for the table
     arms: str | None = None  # one of `arms`; None: the config's `offer`
     scenarios: list[str] | None = None  # None: all
-    # ablations: settings are those tuned for this contender, and these are laid over them
-    of: str | None = None
+    like: str | None = None  # settings are those tuned for that contender, and `options` are laid over them
+    of: str | None = None  # an ablation of that contender: `like` it, and in a table of its own
     blind: bool = False  # sees the same context at every decision
     static_reward: bool = False  # learns from the reward without task-dependent weights
     frozen: bool = False  # learns nothing of the test requests
 
     def __post_init__(self) -> None:
-        if self.of is not None and self.space:
-            raise BadRequest("an ablation has the settings of what it is `of`: it has no `space`")
+        if self.source is not None and self.space:
+            raise BadRequest("what has the settings of another contender (`of`, `like`) has no `space`")
+
+    @property
+    def source(self) -> str | None:
+        """Whose settings it has, if another's."""
+        return self.of if self.of is not None else self.like
 
 
 class Change(_Strict, frozen=True, kw_only=True):
@@ -115,7 +121,7 @@ class Search(_Strict, frozen=True, kw_only=True):
 class Scheduling(_Strict, frozen=True, kw_only=True):
     name: str
     world: str | WorldSpec
-    store: str
+    store: list[str]  # run folders with quality rows; several may hold several seeds
     asking: Asking
     contenders: dict[str, Contender]
     description: str = ""
@@ -146,8 +152,8 @@ def read_scheduling(path: Path) -> Scheduling:
         known = {None, *config.arms}
         if contender.arms not in known or config.offer not in known:
             raise BadRequest(f"{path}: contenders.{name}: `arms` has no {contender.arms or config.offer!r}")
-        if contender.of is not None and contender.of not in config.contenders:
-            raise BadRequest(f"{path}: contenders.{name}: there is no contender {contender.of!r} to be an ablation of")
+        if contender.source is not None and contender.source not in config.contenders:
+            raise BadRequest(f"{path}: contenders.{name}: there is no contender {contender.source!r} to be like")
         if unknown := set(contender.scenarios or ()) - {PLAIN, *config.shifts}:
             raise BadRequest(f"{path}: contenders.{name}: unknown scenario {', '.join(sorted(unknown))}")
     return config
@@ -161,12 +167,13 @@ class Bench:
         self.reward: Reward = load_reward(Path(config.reward) if config.reward else None)
         stored = {ours: theirs for theirs, ours in SCORES.items()}  # the store's names of the reward's scores
         wanted = [stored.get(name, name) for name in self.reward.scales if name not in COSTS]
-        self.scores: Scores = read_scores(Path(config.store), wanted, families=config.families)
+        self.scores: Scores = read_scores([Path(each) for each in config.store], wanted, families=config.families)
         self.spec = check_world(config.world, config.name) if isinstance(config.world, WorldSpec) else read_world(
             Path(config.world)
         )  # fmt: skip
         self._worlds: dict[str | None, World] = {}
         self._streams: dict[Any, list[TimedRequest]] = {}
+        self._router: Remembering | None = None
 
     @cached_property
     def tuned(self) -> dict[str, dict[str, Any]]:
@@ -199,20 +206,38 @@ class Bench:
 
     def learns(self, name: str) -> bool:
         contender = self.config.contenders[name]
-        return bool(contender.space) if contender.of is None else self.learns(contender.of)
+        return bool(contender.space) if contender.source is None else self.learns(contender.source)
 
     def options(self, name: str) -> dict[str, Any]:
         """A contender's settings: as given, then as tuned, then an ablation's own."""
         contender = self.config.contenders[name]
-        if contender.of is not None:
-            return self.options(contender.of) | contender.options
+        if contender.source is not None:
+            return self.options(contender.source) | contender.options
         return contender.options | self.tuned.get(name, {})
 
     def policy(self, name: str, seed: int, options: Mapping[str, Any] | None = None) -> Policy:
         """A new one. `seed` is given to those that draw."""
         contender = self.config.contenders[name]
-        policy = make_policy(contender.policy, self.options(name) if options is None else options, seed)
+        given = dict(self.options(name) if options is None else options)
+        learned = contender.policy == "learned"
+        policy = self._learned(given, seed) if learned else make_policy(contender.policy, given, seed)
         return Blind(policy) if contender.blind else policy
+
+    def _learned(self, options: dict[str, Any], seed: int) -> Policy:
+        """Router and bandit as the gateway makes them; options that are not its own are the bandit's."""
+        from nodes.gateway.learning import LearnedConfig, make_learned, read_learned
+
+        own = {key: options.pop(key) for key in [*options] if key in LearnedConfig.__struct_fields__}
+        config = read_learned({**own, "bandit": nested(options), "seed": seed})
+        families = sorted({program.family for program in self.scores.programs})
+        learned, said = make_learned(config, families, self.reward, None)
+        if said:
+            raise BadRequest(said)
+        if learned.router is not None:
+            if self._router is None:
+                self._router = Remembering(learned.router)
+            learned.router = self._router  # type: ignore[assignment]
+        return learned
 
     def requests(self, split: str, count: int, seed: int, then: Any = None) -> list[TimedRequest]:
         key = split, count, seed, then
@@ -276,11 +301,7 @@ def make_policy(name: str, options: Mapping[str, Any], seed: int) -> Policy:
 
     An option `settings.gamma` is the key `gamma` of the option `settings`, so that a space can name it.
     """
-    nested: dict[str, Any] = {}
-    for key, value in options.items():
-        outer, _, inner = key.partition(".")
-        nested[outer] = {**nested.get(outer, {}), inner: value} if inner else value
-    options = nested
+    options = nested(options)
     if name == "oracle":
         return Oracle(**options)
     if ":" in name:
@@ -288,12 +309,18 @@ def make_policy(name: str, options: Mapping[str, Any], seed: int) -> Policy:
 
         return make("policy", name, Policy, options)
     if name in NAMES and "seed" not in options:
-        try:
+        with contextlib.suppress(BadRequest):  # it takes none, or something else is wrong, which is said below
             return load_policy(name, **options, seed=seed)
-        except BadRequest as error:
-            if "seed" not in str(error):
-                raise
     return load_policy(name, **options)
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings.gamma: 1` as `settings: {gamma: 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        outer, _, inner = key.partition(".")
+        found[outer] = {**found.get(outer, {}), inner: value} if inner else value
+    return found
 
 
 def frame(rows: Sequence[Row]) -> pl.DataFrame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,25 @@ class Scores:
         """One a seed."""
         return self.cells[program][prompt]
 
+    def of_class(self, program: str, prompt: str) -> Cell:
+        """Means over all prompts of this one's complexity."""
+        return self._classes[program][self._class_of[prompt]]
+
+    @cached_property
+    def _class_of(self) -> dict[str, str]:
+        return {prompt.text: prompt.complexity for several in self.prompts.values() for prompt in several}
+
+    @cached_property
+    def _classes(self) -> dict[str, dict[str, Means]]:
+        """Program -> complexity -> mean scores."""
+        found = {}
+        for program, rows in self.cells.items():
+            groups: dict[str, list[Cell]] = {}
+            for prompt, several in rows.items():
+                groups.setdefault(self._class_of[prompt], []).extend(several)
+            found[program] = {name: mean_of(cells) for name, cells in groups.items()}
+        return found
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -66,21 +86,21 @@ class Stored:
 
 
 def read_scores(
-    folder: Path, metrics: Sequence[str] | None = None, programs: Sequence[str] | None = None,
+    folders: Path | Sequence[Path], metrics: Sequence[str] | None = None, programs: Sequence[str] | None = None,
     families: Sequence[str] | None = None,
 ) -> Scores:  # fmt: skip
-    """Scores of a run folder, finished or not. `metrics` without `score_`; None: all of them."""
+    """Scores of run folders, finished or not. `metrics` without `score_`; None: all of them."""
     import polars as pl
 
     from scheduler.outcomes import read_table
 
-    rows = read_table(folder, "outcomes").filter(pl.col("method") == "program")
+    rows = read_table(folders, "outcomes").filter(pl.col("method") == "program")
     if families is not None:
         rows = rows.filter(pl.col("family").is_in(list(families)))
     if programs is not None:
         rows = rows.filter(pl.col("program").is_in(list(programs)))
     if rows.is_empty():
-        raise BadRequest(f"{folder} holds no rows of the programs asked for: draw them with `relay-experiment run`")
+        raise BadRequest(f"{folders} holds no rows of the programs asked for: draw them with `relay-experiment run`")
     return scores_of(rows, metrics)
 
 

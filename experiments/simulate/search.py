@@ -44,7 +44,7 @@ def _draw(space: Range | list[Any], rng: np.random.Generator) -> Any:
 def search(bench: Bench, folder: Path, only: list[str] | None, say: Said) -> dict[str, Any]:
     """Tune every contender that learns; what was tried before is read from `folder`. Returns contender -> what was found."""
     config, found = bench.config, {}
-    names = [n for n, c in config.contenders.items() if c.space and c.of is None and (not only or n in only)]
+    names = [n for n, c in config.contenders.items() if c.space and (not only or n in only)]
     if not names:
         raise BadRequest("no contender has a `space` to search")
     for name in names:

@@ -44,14 +44,14 @@ def ratio(above: Floats, below: Floats, rounds: int = ROUNDS) -> Interval:
 
 
 def yardsticks(bench: Bench, arms: str | None) -> tuple[str | None, str | None]:
-    """Names of random and oracle over the same arms."""
+    """Names of random and oracle, neither with options, over the same arms."""
 
     def of(policy: str) -> str | None:
         return next(
             (
                 n
                 for n, c in bench.config.contenders.items()
-                if c.policy == policy and bench.arms_of(n) == arms and c.of is None
+                if c.policy == policy and not c.options and bench.arms_of(n) == arms and c.of is None
             ),
             None,
         )
@@ -118,6 +118,8 @@ def recovery(bench: Bench, cells: Cells, scenario: str, name: str) -> dict[str, 
         return None
     mine, best, base = (per_request(frames[:count], "reward") for frames in several)
     at = round(bench.config.shifts[scenario].at * mine.shape[1])
+    if mine.shape[1] - at < WINDOW:
+        return None
 
     def after(seeds: NDArray[np.int64]) -> tuple[float | None, float, float]:
         regret = (best - mine)[seeds].mean(0)

@@ -1,4 +1,4 @@
-"""Policies that are kept from something: what an ablation takes away."""
+"""Policies that are kept from something, which is what an ablation takes away; and a router that reads a prompt once."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ class Frozen:
 
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
         """It does not."""
+
+
+class Remembering:
+    """A router (`scheduler.router.router.Router`) whose predictions are kept: a table asks for the same prompts again."""
+
+    def __init__(self, router: Any):
+        self._router = router
+        self._kept: dict[str, Any] = {}
+
+    def predict(self, prompts: Sequence[str]) -> Any:
+        (prompt,) = prompts
+        if prompt not in self._kept:
+            self._kept[prompt] = self._router.predict(prompts)
+        return self._kept[prompt]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)

@@ -315,7 +315,8 @@ def test_foresight_counts_those_who_are_there():
 
 
 def test_the_oracle_is_ahead_of_every_policy():
-    simulation = Simulation(world(), scores(seeds=4), reward)
+    """Where time is dear, so that the best program is another one from prompt to prompt and from queue to queue."""
+    simulation = Simulation(world(), scores(seeds=2), lambda known: known["scores"]["good"] - 3 * known["seconds"])
 
     def mean(policy):
         return np.mean([
@@ -324,7 +325,13 @@ def test_the_oracle_is_ahead_of_every_policy():
 
     best = mean(Oracle())
     fixed = [load_policy("fixed", program=text) for text in TEXTS]
-    for policy in (*fixed, load_policy("round-robin"), load_policy("least-finish-time"), Uniform()):
+    for policy in (
+        Oracle(knows="class"),
+        *fixed,
+        load_policy("round-robin"),
+        load_policy("least-finish-time"),
+        Uniform(),
+    ):
         assert best > mean(policy), policy.name
 
 
@@ -343,6 +350,28 @@ def test_a_slower_node_and_a_slower_link_are_slower():
         longer = [b.seconds - a.seconds for a, b in zip(plain, rows, strict=True)]
         assert longer[:30] == pytest.approx([0.0] * 30)
         assert np.median(longer[31:]) == pytest.approx(more, rel=0.05)
+
+
+def test_weather_does_not_mend_a_link_that_a_shift_broke():
+    requests = asked(200, 4.0)
+    seen = {}
+    for broken in (False, True):
+        shifts = [Shift(at=0, node="phone", link=0.01)] if broken else []
+        run = Run(Simulation(world(**WINDY), scores(), reward), Uniform(), requests, 0, shifts)
+        run.rows()
+        seen[broken] = run.nodes["phone"].link.up.profile.bandwidth_bit_s
+    assert seen[True] == pytest.approx(0.01 * seen[False])  # the same weather, whatever the links
+
+
+def test_scores_are_those_of_a_prompt_and_seed_or_means_of_its_class():
+    here = scores(seeds=3)
+    assert [here.cell(TEXTS[0], "prompt 3", drawn) for drawn in (0, 1, 2, 3)] == [
+        *here.of(TEXTS[0], "prompt 3"), here.of(TEXTS[0], "prompt 3")[0]
+    ]  # fmt: skip
+    alike = [
+        here.cell(TEXTS[0], p.text, s)["good"] for p in here.prompts["test"] if p.complexity == "2" for s in range(3)
+    ]
+    assert here.of_class(TEXTS[0], "prompt 1")["good"] == pytest.approx(np.mean(alike))
 
 
 def test_a_mix_of_prompts_that_changes():
