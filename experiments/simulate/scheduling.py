@@ -188,7 +188,7 @@ class Bench:
         """What a result names as its ground."""
         return {
             "store": describe(self.scores), "world": msgspec.to_builtins(self.spec, str_keys=True),
-            "reward": msgspec.to_builtins(self.reward),
+            "reward": msgspec.to_builtins(self.reward), "runs": [_hash_of(Path(each)) for each in self.config.store],
         }  # fmt: skip
 
     def world(self, arms: str | None) -> World:
@@ -212,7 +212,8 @@ class Bench:
         """A contender's settings: as given, then as tuned, then an ablation's own."""
         contender = self.config.contenders[name]
         if contender.source is not None:
-            return self.options(contender.source) | contender.options
+            own = self.options(contender.source) | contender.options
+            return {key: value for key, value in own.items() if value is not None}  # None takes a setting away
         return contender.options | self.tuned.get(name, {})
 
     def policy(self, name: str, seed: int, options: Mapping[str, Any] | None = None) -> Policy:
@@ -294,6 +295,12 @@ class Bench:
         } | self.facts  # fmt: skip
         said = json.dumps(ground, sort_keys=True)
         return hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+
+
+def _hash_of(folder: Path) -> str | None:
+    """What a run was made with, where its folder says it."""
+    path = folder / "run.json"
+    return str(json.loads(path.read_text())["config_hash"]) if path.exists() else None
 
 
 def make_policy(name: str, options: Mapping[str, Any], seed: int) -> Policy:

@@ -81,7 +81,10 @@ def config(store, tmp_path_factory):
             "full": {"policy": "fixed", "options": {"program": PROGRAMS["full-cloud"]}, "scenarios": ["plain"]},
             "linucb": {"policy": "linucb", "space": {"alpha": {"low": 0.01, "high": 1, "log": True}, "least_pulls": [1, 2]}},
             "blind": {"policy": "linucb", "of": "linucb", "blind": True, "scenarios": ["plain"]},
-            "static": {"policy": "linucb", "of": "linucb", "static_reward": True, "frozen": True, "scenarios": ["plain"]},
+            "static": {
+                "policy": "linucb", "of": "linucb", "options": {"least_pulls": None}, "static_reward": True, "frozen": True,
+                "scenarios": ["plain"],
+            },
             "whole": {"policy": "random", "arms": "whole", "scenarios": ["plain"]},
         },
         "shifts": {"slow": {"node": "edge", "pace": 4, "says": "a slow edge"}, "mix": {"classes": ["letters"]}},
@@ -135,6 +138,7 @@ def test_arms_and_settings_are_those_asked_for(ran):
     assert PROGRAMS["fast"] in set(cells["plain", "random"][0]["program"])
     assert set(cells["plain", "full"][0]["mode"]) == {"full-cloud"}
     assert bench.options("blind") == bench.options("linucb") == bench.tuned["linucb"]
+    assert bench.options("static") == {k: v for k, v in bench.tuned["linucb"].items() if k != "least_pulls"}
     assert isinstance(bench.policy("blind", 0), Blind)
 
 
