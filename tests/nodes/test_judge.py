@@ -281,17 +281,21 @@ def ended(name):
 
 def test_the_queue_keeps_the_newest_and_counts_what_it_drops(judging):
     async def work():
-        made = judging(share=1.0, queue=3)
+        made, never = judging(share=1.0, queue=3), []
+        none = judging(share=0.0)
+        for each in (made, none):
+            each.dispatcher.verdicts.on_unjudged.append(never.append)
         for i in range(5):
             made.judging.ended(ended(f"job-{i}"))
-        none = judging(share=0.0)
         none.judging.ended(ended("job-9"))
-        return made.judging, none.judging
+        await asyncio.sleep(0)
+        return made.judging, none.judging, never
 
-    full, none = asyncio.run(work())
+    full, none, never = asyncio.run(work())
     assert [picture.job for picture in full.waiting] == ["job-2", "job-3", "job-4"]
     assert full.told()["counters"] == {"sampled": 5, "dropped": 2}
     assert not none.waiting
+    assert never == ["job-0", "job-1", "job-9"]
 
 
 def test_scores_count_once_and_only_from_whom_the_picture_was_given_to(judging):
