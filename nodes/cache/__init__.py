@@ -1,0 +1,1 @@
+"""The latent cache: intermediate latents of finished requests, from which a similar prompt's may start."""

@@ -1,0 +1,182 @@
+"""The latent cache: what is near is found, what is not the asker's or not whole never is."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nodes.cache.space import Rule, space_of
+from nodes.cache.store import LatentCache
+from relay.errors import BadRequest
+
+RULE = Rule(((0.95, 0.5), (0.8, 0.2)))
+
+
+def at(degrees):
+    """A prompt's embedding; the cosine of two is that of the angle between them."""
+    return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees)), 0.0, 0.0], np.float32)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    with_room = LatentCache(tmp_path / "cache", 10_000, rule=RULE)
+    yield with_room
+    with_room.close()
+
+
+def fill(cache, degrees, skipped, payload=b"x" * 1000, tenant="a", space="s", prompt=None):
+    return cache.store(space, tenant, prompt or f"at {degrees}", 7, at(degrees), skipped, 20, payload)
+
+
+def test_the_nearest_prompt_gives_as_many_steps_as_its_similarity_allows(cache):
+    assert fill(cache, 0, 10, b"half")
+    assert fill(cache, 0, 4, b"fifth")
+    assert fill(cache, 90, 10, b"else")
+    near = cache.find("s", "a", at(5))
+    assert (near.payload, near.skipped, near.total, near.prompt, near.seed) == (b"half", 10, 20, "at 0", 7)
+    assert near.similarity == pytest.approx(np.cos(np.radians(5)), abs=1e-5)
+    assert cache.find("s", "a", at(30)).payload == b"fifth"  # cos 30 is 0.87: a fifth, not a half
+    assert cache.find("s", "a", at(45)) is None
+    assert (cache.hits, cache.misses) == (2, 1)
+
+
+def test_nothing_crosses_spaces_or_tenants(cache):
+    fill(cache, 0, 10)
+    assert cache.find("other", "a", at(0)) is None
+    assert cache.find("s", "b", at(0)) is None
+
+
+def test_shared_is_found_by_all_and_off_by_nobody(tmp_path):
+    shared = LatentCache(tmp_path / "shared", 10_000, "shared", rule=RULE)
+    fill(shared, 0, 10)
+    assert shared.find("s", "b", at(0)).skipped == 10
+    off = LatentCache(tmp_path / "off", 10_000, "off")
+    assert not fill(off, 0, 10)
+    assert off.find("s", "a", at(0)) is None
+
+
+def test_what_was_shared_is_forgotten_by_a_cache_of_tenants(tmp_path):
+    shared = LatentCache(tmp_path / "c", 10_000, "shared", rule=RULE)
+    fill(shared, 0, 10)
+    shared.close()
+    own = LatentCache(tmp_path / "c", 10_000, "tenant", rule=RULE)
+    assert len(own) == 0
+    assert own.find("s", "", at(0)) is None
+    assert not list((tmp_path / "c" / "latents").glob("*/*"))
+
+
+def test_bytes_are_bounded_and_lcbfu_drops_what_spared_least(tmp_path):
+    cache = LatentCache(tmp_path / "c", 3000, eviction="lcbfu", rule=RULE)
+    fill(cache, 0, 10)
+    fill(cache, 90, 4)
+    fill(cache, 180, 4)
+    for _ in range(3):
+        assert cache.find("s", "a", at(180)).skipped == 4  # used more often, it is worth more than 10 steps unused
+    fill(cache, 270, 10)
+    assert cache.bytes == 3000
+    assert cache.find("s", "a", at(90)) is None
+    fill(cache, 45, 10)
+    assert cache.find("s", "a", at(0)) is None  # the longer unused of two that spare alike
+    assert cache.find("s", "a", at(180)).skipped == 4
+    assert (len(cache), cache.evicted) == (3, 2)
+
+
+def test_lru_drops_the_longest_unused(tmp_path):
+    cache = LatentCache(tmp_path / "c", 2000, eviction="lru", rule=RULE)
+    fill(cache, 0, 10)
+    fill(cache, 90, 4)
+    cache.find("s", "a", at(0))
+    fill(cache, 180, 4)
+    assert cache.find("s", "a", at(90)) is None
+    assert cache.find("s", "a", at(0)) is not None
+
+
+def test_a_latent_larger_than_the_cache_or_known_is_not_kept(cache):
+    assert not fill(cache, 0, 10, b"x" * 10_001)
+    assert fill(cache, 0, 10)
+    assert not fill(cache, 0, 10)
+    assert len(cache) == 1
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "altered", "empty"])
+def test_a_damaged_latent_is_never_served_and_the_next_best_is(tmp_path, damage):
+    cache = LatentCache(tmp_path / "c", 10_000, rule=RULE)
+    fill(cache, 0, 10, b"half" * 100)
+    (path,) = (tmp_path / "c" / "latents").glob("*/*")
+    fill(cache, 1, 4, b"fifth")
+    data = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"short": data[:-1], "altered": data[:-1] + b"?", "empty": b""}[damage])
+    assert cache.find("s", "a", at(0)).payload == b"fifth"
+    assert cache.damaged == 1
+    assert len(cache) == 1
+
+
+def test_it_is_there_after_a_kill(tmp_path):
+    """The process is killed between two stores; what it had stored is found, and nothing else lies about."""
+    script = (
+        "import sys, os, signal\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_cache import LatentCache, RULE, fill\n"
+        "cache = LatentCache(Path(sys.argv[1]), 10_000, rule=RULE)\n"
+        "fill(cache, 0, 10, b'kept')\n"
+        "(Path(sys.argv[1]) / 'latents' / 'ab').mkdir(); (Path(sys.argv[1]) / 'latents' / 'ab' / 'stray').write_bytes(b'x')\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "c")], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    cache = LatentCache(tmp_path / "c", 10_000, rule=RULE)
+    assert cache.find("s", "a", at(0)).payload == b"kept"
+    assert [path.name == "stray" for path in (tmp_path / "c" / "latents").glob("*/*")] == [False]
+
+
+@pytest.mark.parametrize("damage", ["version", "truncated", "foreign"])
+def test_a_damaged_or_foreign_database_is_set_aside(tmp_path, damage, caplog):
+    import sqlite3
+
+    folder = tmp_path / "c"
+    cache = LatentCache(folder, 10_000, rule=RULE)
+    fill(cache, 0, 10)
+    cache.close()
+    path = folder / "cache.db"
+    if damage == "version":
+        with sqlite3.connect(path) as db:
+            db.execute("PRAGMA user_version = 99")
+    else:
+        path.write_bytes(path.read_bytes()[:5000] if damage == "truncated" else b"not a database at all" * 100)
+    again = LatentCache(folder, 10_000, rule=RULE)
+    assert len(again) == 0
+    assert fill(again, 0, 10)
+    assert len(list(tmp_path.glob("c.aside-*"))) == 1
+    assert "set aside" in caplog.text
+
+
+def test_a_space_is_all_that_a_latent_depends_on():
+    facts = [{"channels": 4}, "large", [1.0, 0.5, 0.0], 3.0, (64, 64), "fp32"]
+    others = [{"channels": 16}, "small", [1.0, 0.4, 0.0], 2.0, (64, 32), "bf16"]
+    names = {space_of(*facts)} | {space_of(*facts[:i], other, *facts[i + 1 :]) for i, other in enumerate(others)}
+    assert len(names) == 7
+
+
+@pytest.mark.parametrize(
+    "steps", [((0.8, 0.2), (0.95, 0.5)), ((0.95, 0.2), (0.8, 0.5)), ((2.0, 0.5),), ((0.9, 1.0),), ((0.9, 0.0),)]
+)
+def test_a_rule_that_makes_no_sense_is_refused(steps):
+    with pytest.raises(BadRequest, match="cache rule"):
+        Rule(steps)
+
+
+def test_other_words_are_refused_in_one_line(tmp_path):
+    with pytest.raises(BadRequest, match="off"):
+        LatentCache(tmp_path / "c", 0)
+    with pytest.raises(BadRequest, match="eviction"):
+        LatentCache(tmp_path / "c", 1, eviction="oldest")
+    cache = LatentCache(tmp_path / "c", 100)
+    with pytest.raises(BadRequest, match="not zero"):
+        cache.store("s", "a", "p", 0, np.zeros(4), 1, 2, b"x")
