@@ -11,7 +11,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed (3.11 or 3.12); or: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,gateway,train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[experiments,gateway,edge,train,rl,dev]'
 	@touch $@
 
 demo: setup            ## the service: gateway, two edges, two devices, links; a stream of prompts, pictures, a summary
