@@ -61,6 +61,9 @@ class GatewayConfig(_Strict, frozen=True, kw_only=True):
     heartbeat_s: Positive = 0.5
     checkpoint_every: Annotated[int, msgspec.Meta(ge=0)] = 5  # steps; 0: never
     checkpoint_mb: Positive = 256.0
+    checkpoints_to: str | None = (
+        None  # the edge that keeps them; its own, and those it does not take, the gateway keeps
+    )
     tries: Count = 6
     degrade_after_s: Positive = 2.0  # without a node that could go on
     keep_hours: Positive = 24.0
@@ -126,6 +129,9 @@ class Deployment(_Strict, frozen=True, kw_only=True):
 def read_deployment(path: Path) -> Deployment:
     """BadRequest names file and key."""
     found = read_yaml(path, Deployment, strict=False)
+    keeper = found.gateway.checkpoints_to
+    if keeper is not None and (keeper not in found.nodes or found.nodes[keeper].role != "edge"):
+        raise BadRequest(f"{path}: `$.gateway.checkpoints_to`: {keeper!r} is none of the edges under `nodes`")
     for name, node in found.nodes.items():
         if name == "gateway":
             raise BadRequest(f"{path}: `$.nodes.gateway`: the gateway is no node: choose another name")

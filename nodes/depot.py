@@ -1,4 +1,4 @@
-"""Handoffs that wait on an edge for whoever walks on, within a bound of bytes."""
+"""What waits on an edge for whoever walks on, within a bound of bytes: handoffs, embeddings, and checkpoints of other nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-EMBEDDINGS = -1  # "leg" under which a job's embeddings wait
+from nodes.checkpoints import Checkpoints
+
+EMBEDDINGS, CHECKPOINT = -1, -2  # "legs" under which a job's embeddings and its checkpoint wait
 
 
 @dataclass
@@ -26,8 +28,9 @@ class Depot:
 
     Only those get it whom the gateway named. A question may come before the latent, and before the gateway's word."""
 
-    def __init__(self, limit_bytes: int = 512 << 20):
+    def __init__(self, limit_bytes: int = 512 << 20, checkpoint_bytes: int = 256 << 20):
         self.limit, self.bytes = limit_bytes, 0
+        self.checkpoints = Checkpoints(checkpoint_bytes)
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._allowed: dict[tuple[str, int], set[str]] = {}
         self._waiting: dict[tuple[str, int], dict[bytes, Waiting]] = {}
@@ -43,7 +46,18 @@ class Depot:
             self.drop(*oldest)
             self._gone.add(oldest)
 
+    def keep(self, key: str, job: str, leg: int, index: int, data: bytes) -> bool:
+        """A checkpoint of the node with this key. False where the job could not go on from it here: the gateway did not
+        name that node (or the job has ended), there is a farther one, or no room."""
+        if key not in self._allowed.get((job, CHECKPOINT), ()):
+            return False
+        here = self.checkpoints.get(job)
+        return self.checkpoints.put(job, leg, index, data) or (here is not None and here[:2] == (leg, index))
+
     def get(self, job: str, leg: int) -> bytes | None:
+        if leg == CHECKPOINT:
+            kept = self.checkpoints.get(job)
+            return None if kept is None else kept[2]
         return self._kept.get((job, leg))
 
     def wait(self, job: str, leg: int, waiting: Waiting) -> None:
@@ -52,7 +66,7 @@ class Depot:
 
     def due(self, job: str, leg: int) -> list[Waiting]:
         """Those who may have what is here now; they wait no more."""
-        if (job, leg) not in self._kept:
+        if self.get(job, leg) is None:
             return []
         return self._take(job, leg, lambda waiting: waiting.key in self._allowed.get((job, leg), ()))
 
@@ -60,13 +74,17 @@ class Depot:
         """Those who wait for what went, or have waited so long without the gateway's word; they wait no more."""
         now, found = time.monotonic(), []
         for job, leg in list(self._waiting):
-            gone, allowed = (job, leg) in self._gone, self._allowed.get((job, leg), ())
+            gone, allowed = self._is_gone(job, leg), self._allowed.get((job, leg), ())
 
             def vain(waiting: Waiting, gone: bool = gone, allowed: Collection[str] = allowed) -> bool:
                 return gone or (waiting.key not in allowed and now - waiting.asked > seconds)
 
             found += [(job, leg, each) for each in self._take(job, leg, vain)]
         return found
+
+    def _is_gone(self, job: str, leg: int) -> bool:
+        """A checkpoint is only asked for after it was there."""
+        return (job, leg) in self._gone or (leg == CHECKPOINT and self.get(job, leg) is None)
 
     def _take(self, job: str, leg: int, which: Callable[[Waiting], bool]) -> list[Waiting]:
         waiting = self._waiting.get((job, leg), {})
@@ -91,6 +109,7 @@ class Depot:
             for each in [k for k in table if k[0] == job]:
                 table.pop(each)
         self._gone = {each for each in self._gone if each[0] != job}
+        self.checkpoints.drop(job)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -4,7 +4,9 @@
     serve      answer those who fetch from this edge, at once or as soon as it is there
     put        a device dials the edge that walks on
     deliver    results, again and again until the gateway says that it has them
-    checkpoint the newest of each job, one at a time, and only while no result waits
+    checkpoint the newest of each job, one at a time, and only while no result waits: to the gateway, or to the edge that
+               keeps them; what that one does not take goes to the gateway
+    keep       an edge that the config names keeps other nodes' checkpoints
 
 Each send that is acknowledged (`Seen`) gives the peer's throughput, and the next time-out.
 """
@@ -19,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nodes.depot import EMBEDDINGS, Depot, Waiting
+from nodes.depot import CHECKPOINT, EMBEDDINGS, Depot, Waiting
 from nodes.messages import (
     Allow,
     Assign,
@@ -56,15 +58,17 @@ class Exchange:
 
     def __init__(
         self, gateway: Client, gateway_address: str, dial: Callable[[str, str], Client], server: Server | None,
-        pad: Mapping[str, int] | None = None,
+        pad: Mapping[str, int] | None = None, checkpoint_bytes: int = 256 << 20,
     ):  # fmt: skip
         self.gateway, self.gateway_address, self.dial, self.server = gateway, gateway_address, dial, server
         self.pad = dict(pad or {})  # kind of data message -> bytes that it is brought to
-        self.depot = Depot()
+        self.depot = Depot(checkpoint_bytes=checkpoint_bytes)
+        self.on_kept: Callable[[Checkpoint], None] | None = None  # told of each that an edge has taken
         self.clients: dict[str, Client] = {gateway_address: gateway}
         self.results: OrderedDict[Key, tuple[Result, list[bytes]]] = OrderedDict()
         self.checkpoints: OrderedDict[str, tuple[Message, bytes]] = OrderedDict()
-        self.work = asyncio.Event()
+        self.elsewhere: OrderedDict[str, tuple[Checkpoint, bytes, Source]] = OrderedDict()
+        self.work, self.work_elsewhere = asyncio.Event(), asyncio.Event()
         self._latents: dict[tuple[str, int], asyncio.Future[bytes | memoryview]] = {}
         self._seen: dict[tuple[str, int, str, int, int], asyncio.Future[None]] = {}
         self._readers: dict[str, asyncio.Task[None]] = {}
@@ -78,6 +82,8 @@ class Exchange:
     async def obtain(self, assign: Assign, leg: int) -> bytes | memoryview:
         """The latent before leg `leg` (or the job's embeddings), from where the assignment says. Lost otherwise."""
         source = assign.source
+        if source.checkpoint:
+            leg = CHECKPOINT
         if source.kind == "held":
             if (data := self.depot.get(assign.job, leg)) is None:
                 raise Lost("the latent that was kept here is gone")
@@ -159,6 +165,9 @@ class Exchange:
                     self._tasks.start(self._serve(message.job, message.leg))
                 case Latent():
                     self._tasks.start(self._put_here(identity, peer.key, message, bytes(payloads[0])))
+                case Checkpoint():
+                    if self.depot.keep(peer.key, message.job, message.leg, message.index, bytes(payloads[0])):
+                        self._tasks.start(sent(self.server.send(identity, seen_of(message))))
 
     async def _serve(self, job: str, leg: int) -> None:
         """Send a kept handoff (or embeddings) to those who wait for it and may have it."""
@@ -194,8 +203,8 @@ class Exchange:
             self.allow(Allow(job=assign.job, leg=assign.last_leg + 1, key=assign.next_key))
 
     def allow(self, message: Allow) -> None:
-        """Who walks on from a latent fetches the embeddings that belong to it, too."""
-        for leg in (message.leg, EMBEDDINGS):
+        """Who walks on from a handoff fetches the embeddings that belong to it, too."""
+        for leg in (message.leg,) if message.leg == CHECKPOINT else (message.leg, EMBEDDINGS):
             self.depot.allow(message.job, leg, message.key)
             self._tasks.start(self._serve(message.job, leg))
 
@@ -225,10 +234,14 @@ class Exchange:
         self.results[result.job, result.attempt] = result, png
         self.work.set()
 
-    def checkpoint(self, message: Checkpoint | Preview, data: bytes) -> None:
-        """The newest of a job replaces one that was not sent yet."""
-        self.checkpoints[f"{type(message).__name__} {message.job}"] = message, data
-        self.work.set()
+    def checkpoint(self, message: Checkpoint | Preview, data: bytes, keeper: Source | None = None) -> None:
+        """The newest of a job replaces one that was not sent yet. `keeper`: the edge that it is for; None: the gateway."""
+        if keeper is not None and isinstance(message, Checkpoint):
+            self.elsewhere[message.job] = message, data, keeper
+            self.work_elsewhere.set()
+        else:
+            self.checkpoints[f"{type(message).__name__} {message.job}"] = message, data
+            self.work.set()
 
     async def show(self, message: KeptPicture, png: bytes) -> None:
         """A kept picture, for judging."""
@@ -254,6 +267,22 @@ class Exchange:
             else:
                 self.work.clear()
                 await self.work.wait()
+
+    async def post_elsewhere(self) -> None:
+        """Checkpoints for an edge that keeps them. Apart from the rest: no result waits for an edge that is gone."""
+        while True:
+            if not self.elsewhere:
+                self.work_elsewhere.clear()
+                await self.work_elsewhere.wait()
+            elif self.results:
+                await asyncio.sleep(0.05)
+            else:
+                _, (message, data, keeper) = self.elsewhere.popitem(last=False)
+                client = await self._client(keeper)
+                if not await self._send_seen(client, message, data, "checkpoint", message.leg, message.index):
+                    self.checkpoint(message, data)
+                elif self.on_kept is not None:
+                    self.on_kept(message)
 
     async def _send_seen(
         self,
@@ -290,6 +319,7 @@ class Exchange:
         self.depot.release(job)
         for name in ("Checkpoint", "Preview"):
             self.checkpoints.pop(f"{name} {job}", None)
+        self.elsewhere.pop(job, None)
         for key in [k for k in self.results if k[0] == job]:
             self.results.pop(key)
         for under_way in [k for k in self._on_their_way if k[0] == job]:

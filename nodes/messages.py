@@ -150,15 +150,16 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where a stretch's first latent comes from.
 
     noise     drawn from the seed
-    fetch     asked for at the data socket `address` of the edge `node` (the gateway's own for a checkpoint)
+    fetch     asked for at the data socket `address` of the edge `node`, or of the gateway
     put       the node `node` with key `key` dials this edge and puts it there
-    held      this very node has it from the stretch before
+    held      this very node has it
     """
 
     kind: str  # noise | fetch | put | held
     node: str = ""
     address: str = ""
     key: str = ""  # CURVE public key of `address`, empty in plain text
+    checkpoint: bool = False  # not the handoff before the stretch, but the newest checkpoint of the job
 
 
 class Assign(Message, frozen=True, kw_only=True, tag="assign"):
@@ -184,6 +185,7 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     next_key: str = ""  # whose connection may fetch the latent that this stretch ends with
     deadline_s: float | None = None  # left when this was sent
     checkpoint_every: int = 0  # steps; 0: never
+    checkpoint_to: Source | None = None  # the edge that keeps them; None, or it does not take one: the gateway
     preview_every: int = 0
     degraded: bool = False  # another program finishes what the first one began: its latent may name that one
     keep_image: bool = False  # the asker sits on this node: the picture stays there, the report travels
@@ -196,9 +198,9 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     @property
     def embeddings_come(self) -> bool:
         """Whether the conditioning is fetched where the first latent is: the node that had the leg before encoded it.
-        A checkpoint at the gateway comes without, and a device, which puts its latent, can be dialled by nobody."""
+        A checkpoint comes without, and a device, which puts its latent, can be dialled by nobody."""
         ships = self.program.endswith("conditioning=ship")
-        return ships and self.first_leg > 0 and self.source.kind == "fetch" and self.source.node != "gateway"
+        return ships and self.first_leg > 0 and self.source.kind == "fetch" and not self.source.checkpoint
 
 
 class Taken(Message, frozen=True, kw_only=True, tag="taken"):
@@ -219,7 +221,8 @@ class Busy(Message, frozen=True, kw_only=True, tag="busy"):
 
 
 class Progress(Message, frozen=True, kw_only=True, tag="progress"):
-    """Node -> gateway: a stage was entered, or `step` of `of` steps of leg `leg` are done.
+    """Node -> gateway: a stage was entered, or `step` of `of` steps of leg `leg` are done; `kept`: the edge that keeps
+    checkpoints has the one of that step.
 
     `spent_s`: seconds that the stage which has ended took, by the node's own clock.
     """
@@ -227,7 +230,7 @@ class Progress(Message, frozen=True, kw_only=True, tag="progress"):
     senders: ClassVar = ("edge", "device")
     job: str
     attempt: int
-    stage: str  # queued | encoding | waiting | denoising | sending | ready | sent | decoding | done
+    stage: str  # queued | encoding | waiting | denoising | kept | sending | ready | sent | decoding | done
     left: str = ""  # the stage that has ended
     leg: int = 0
     step: int = 0
@@ -264,7 +267,8 @@ class Release(Message, frozen=True, kw_only=True, tag="release"):
 
 
 class Allow(Message, frozen=True, kw_only=True, tag="allow"):
-    """Gateway -> edge: the kept latent before leg `leg` may be fetched by the node with this key."""
+    """Gateway -> edge: the kept latent before leg `leg` may be fetched by the node with this key. `leg` -2: it may bring
+    its checkpoints of the job, and fetch the newest."""
 
     senders: ClassVar = ("gateway",)
     job: str
@@ -284,7 +288,8 @@ class Drain(Numbered, frozen=True, kw_only=True, tag="drain"):
 
 
 class Fetch(Message, frozen=True, kw_only=True, tag="fetch"):
-    """Whoever walks on -> whoever has the latent, data socket: answered with `Latent` as soon as it is there."""
+    """Whoever walks on -> whoever has the latent, data socket: answered with `Latent` as soon as it is there, or with
+    `Embeddings`. `leg`: -1 for those, -2 for the job's checkpoint."""
 
     senders: ClassVar = ("edge", "device")
     job: str
@@ -313,7 +318,8 @@ class Embeddings(Message, frozen=True, kw_only=True, tag="embeddings"):
 
 
 class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
-    """Node -> gateway, data socket, at low priority. Payload: one handoff under way (latent, sigmas, index)."""
+    """Node -> gateway, or the edge that keeps them, data socket, at low priority. Payload: one handoff under way (latent,
+    sigmas, index)."""
 
     senders: ClassVar = ("edge", "device")
     payloads: ClassVar = (1, 2)

@@ -70,6 +70,7 @@ class Node:
     ):  # fmt: skip
         self.name, self.config, self.deployment = name, config, deployment
         self.control, self.exchange = control, exchange
+        exchange.on_kept = self._kept
         self.session = secrets.token_hex(6)
         self.started = started or time.monotonic()
         self.startup_s = 0.0
@@ -102,11 +103,11 @@ class Node:
         """Until drained or stopped."""
         self.compute.start()
         await self.control.connect()
-        tasks = [
-            asyncio.ensure_future(work) for work in (self._hear(), self._beat(), self.exchange.post(), self._tidy())
-        ]
-        if self.exchange.server is not None:
-            tasks.append(asyncio.ensure_future(self.exchange.serve()))
+        exchange = self.exchange
+        loops = [self._hear(), self._beat(), self._tidy(), exchange.post(), exchange.post_elsewhere()]
+        if exchange.server is not None:
+            loops.append(exchange.serve())
+        tasks = [asyncio.ensure_future(loop) for loop in loops]
         try:
             stop = asyncio.ensure_future(self.stopped.wait())
             while not self.compute.ready.is_set() and not self.stopped.is_set():
@@ -315,9 +316,8 @@ class Node:
                     )
                 )  # fmt: skip
             case "checkpoint":
-                self.exchange.checkpoint(
-                    Checkpoint(job=job, attempt=attempt, leg=event.leg, index=event.step), event.data
-                )
+                message = Checkpoint(job=job, attempt=attempt, leg=event.leg, index=event.step)
+                self.exchange.checkpoint(message, event.data, held.assign.checkpoint_to)
             case "preview":
                 self.exchange.checkpoint(Preview(job=job, attempt=attempt, leg=event.leg, step=event.step), event.data)
             case "embeddings":
@@ -328,6 +328,11 @@ class Node:
                 self._image(held, event)
             case "failed":
                 self._tasks.start(self._failed(event.key, event.stage, event.reason))
+
+    def _kept(self, message: Checkpoint) -> None:
+        """The edge that keeps checkpoints has one of ours."""
+        told = Progress(job=message.job, attempt=message.attempt, stage="kept", leg=message.leg, step=message.index)
+        self._tasks.start(self._tell(told))
 
     async def _handed(self, held: _Held, event: Event) -> None:
         assign = held.assign

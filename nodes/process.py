@@ -104,7 +104,8 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
         server = Server(config.data, DATA, mine, allow, allow_plain_text=plain) if config.data is not None else None
         if server is not None:
             await server.open()
-        exchange = Exchange(data, deployment.gateway.data_address, dial_edge, server, config.pad)
+        bound = int(deployment.gateway.checkpoint_mb * 1e6)  # of others' checkpoints, where this edge keeps them
+        exchange = Exchange(data, deployment.gateway.data_address, dial_edge, server, config.pad, bound)
         node = Node(name, config, deployment, control, exchange, started)
         local = _local_user(node, config, deployment)
         stopping: list[asyncio.Task[None]] = []

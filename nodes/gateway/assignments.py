@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.registry import Node, Registry
 from nodes.messages import Assign, Source
 
 
 def assignments(
-    job: Job, point: Point | None, registry: Registry, gateway: Source, checkpoint_every: int
+    job: Job, point: Point | None, registry: Registry, gateway: Source, checkpoint_every: int, keeper: Node | None
 ) -> list[Assign]:
     """One for each stretch, in order. `point`: where the job goes on from, None at its start; `gateway`: where the
-    gateway's checkpoints are fetched."""
+    gateway's checkpoints are fetched; `keeper`: the edge that keeps those of others."""
     nodes = [registry.nodes[stretch.node] for stretch in job.stretches]
     program, request = job.program, job.request
     assert program is not None
@@ -26,8 +28,10 @@ def assignments(
                 source=_handed(nodes[i - 1]) if i else _start(point, node, registry, gateway),
                 put_to=_at(after, "put") if after is not None and node.role == "device" else None,
                 next_key=after.key if after is not None else "", deadline_s=job.left_s,
-                checkpoint_every=checkpoint_every if node.register.checkpoints else 0, preview_every=request.previews,
-                degraded=job.degraded, keep_image=request.keep_on_device and request.device == stretch.node,
+                checkpoint_every=checkpoint_every if node.register.checkpoints else 0,
+                checkpoint_to=_at(keeper, "put") if keeper is not None and keeper.name != node.name else None,
+                preview_every=request.previews, degraded=job.degraded,
+                keep_image=request.keep_on_device and request.device == stretch.node,
             )
         )  # fmt: skip
     return found
@@ -39,7 +43,8 @@ def _start(point: Point | None, node: Node, registry: Registry, gateway: Source)
         return Source(kind="noise")
     if point.holder == "gateway":
         return gateway
-    return Source(kind="held") if point.holder == node.name else _at(registry.nodes[point.holder], "fetch")
+    there = Source(kind="held") if point.holder == node.name else _at(registry.nodes[point.holder], "fetch")
+    return msgspec.structs.replace(there, checkpoint=point.checkpoint)
 
 
 def _handed(before: Node) -> Source:

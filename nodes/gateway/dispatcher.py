@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nodes.checkpoints import Checkpoints
 from nodes.deployment import GatewayConfig
-from nodes.gateway.checkpoints import Checkpoints
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
@@ -144,7 +144,7 @@ class Dispatcher:
     async def forgotten_by(self, name: str) -> None:
         """A node came back as a new process: what it had is gone, though no heartbeat was missed."""
         for job in list(self.jobs.values()):
-            job.points.pop(name, None)
+            job.forget(name)
             if job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING) and any(
                 stretch.node == name and not stretch.done for stretch in job.stretches
             ):
@@ -214,7 +214,7 @@ class Dispatcher:
                 if message.kind == "broken":
                     self.registry.strike(node, message.reason)
                 else:  # the latent that it was sent to was not there
-                    job.points = {h: p for h, p in job.points.items() if h == "gateway"}
+                    job.forget_lost()
                 await self.recover(job, f"node {node.name}: {message.reason}")
 
     def _progress(self, job: Job, node: Node, message: Progress) -> None:
@@ -223,6 +223,11 @@ class Dispatcher:
             spent[message.left] = spent.get(message.left, 0.0) + message.spent_s
         if message.batch:
             self.timeline.observe(node.name, "step", {"batch": message.batch})
+        if message.stage == "kept":
+            if self.config.checkpoints_to is not None:
+                job.reach(Point(message.leg, message.step, self.config.checkpoints_to, checkpoint=True))
+                self.counters["checkpoints"] += 1
+            return
         if message.stage == "denoising":
             if job.stage is Stage.PLACED:
                 job.enter(Stage.DENOISING)
@@ -238,7 +243,7 @@ class Dispatcher:
                     stretch.done = True
                     node.jobs.pop(job.id, None)
             if node.role == "edge":
-                job.points[node.name] = Point(message.leg, 0, node.name)
+                job.reach(Point(message.leg, 0, node.name))
         if message.stage != "denoising" or message.step == 0:
             self.timeline.note(
                 job.id, node.name, message.stage, leg=message.leg, spent_s=message.spent_s, left=message.left,
@@ -252,7 +257,7 @@ class Dispatcher:
             return
         job.moved = time.monotonic()
         if self.checkpoints.put(job.id, leg, index, data):
-            job.points["gateway"] = Point(leg, index, "gateway")
+            job.reach(Point(leg, index, "gateway", checkpoint=True))
             self.counters["checkpoints"] += 1
 
     async def result(self, node: Node, message: Result, png: bytes | None) -> bool:
@@ -341,7 +346,9 @@ class Dispatcher:
         job.ended.set()
         self.jobs.pop(job.id, None)
         self.checkpoints.drop(job.id)
-        involved = set().union(*job.placed_on.values()) if job.placed_on else set()
+        involved = set().union(*job.placed_on.values())
+        if involved and self.config.checkpoints_to is not None:
+            involved.add(self.config.checkpoints_to)
         for name in involved:
             if (node := self.registry.nodes.get(name)) and self.registry.alive(node):
                 node.jobs.pop(job.id, None)

@@ -19,11 +19,15 @@ class Point:
 
     leg: int
     index: int
-    holder: str  # a node's name, or "gateway" for a checkpoint
+    holder: str  # a node's name, or "gateway"
+    checkpoint: bool = False  # else the handoff that the holder's stretch ended with
 
     @property
     def reached(self) -> tuple[int, int]:
         return self.leg, self.index
+
+    def __str__(self) -> str:
+        return f"leg {self.leg}, step {self.index}, {'checkpoint' if self.checkpoint else 'handoff'} at {self.holder}"
 
 
 @dataclass
@@ -54,7 +58,8 @@ class Job:
     program: Program | None = None  # of the attempt under way
     decision: Decision | None = None
     stretches: list[Stretch] = field(default_factory=list)
-    points: dict[str, Point] = field(default_factory=dict)  # by holder, of the program under way
+    points: set[Point] = field(default_factory=set)  # of the program under way, one of each kind and holder
+    began_at: Point | None = None  # of the attempt under way
     placed_on: dict[int, set[str]] = field(default_factory=dict)  # attempt -> nodes: whose results count
     tries: int = 0
     not_before: float = 0.0  # of the next try
@@ -74,9 +79,12 @@ class Job:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: set[asyncio.Queue[dict[str, Any]]] = field(default_factory=set)
 
-    def place(self, attempt: int, program: Program, decision: Decision, stretches: list[Stretch]) -> None:
+    def place(
+        self, attempt: int, program: Program, decision: Decision, stretches: list[Stretch], point: Point | None
+    ) -> None:
         """It goes to these nodes; what they answer to this attempt counts from now on."""
         self.attempt, self.program, self.decision, self.stretches = attempt, program, decision, stretches
+        self.began_at = point
         self.placed_on[attempt] = self.nodes()
         self.enter(Stage.PLACED)
 
@@ -92,10 +100,21 @@ class Job:
     def left_s(self) -> float:
         return self.deadline - time.monotonic()
 
+    def reach(self, point: Point) -> None:
+        """It could go on from there; in place of what that holder had."""
+        self.points = {p for p in self.points if (p.holder, p.checkpoint) != (point.holder, point.checkpoint)} | {point}
+
+    def forget(self, holder: str) -> None:
+        self.points = {p for p in self.points if p.holder != holder}
+
+    def forget_lost(self) -> None:
+        """A latent was not where it should be: where the attempt began, or between two of its nodes."""
+        self.points = {p for p in self.points if p.checkpoint and p != self.began_at}
+
     def best_point(self, alive: set[str]) -> Point | None:
         """The farthest point whose holder is there."""
-        here = [p for p in self.points.values() if p.holder == "gateway" or p.holder in alive]
-        return max(here, key=lambda p: p.reached, default=None)
+        here = [p for p in self.points if p.holder == "gateway" or p.holder in alive]
+        return max(here, key=lambda p: (p.reached, p.holder), default=None)
 
     def nodes(self) -> set[str]:
         return {stretch.node for stretch in self.stretches}

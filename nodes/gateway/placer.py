@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from nodes.deployment import GatewayConfig
+from nodes.depot import CHECKPOINT
 from nodes.gateway.assignments import assignments
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.placement import actions_for, stretches, work_s
 from nodes.gateway.planner import Planner
-from nodes.gateway.registry import Registry
+from nodes.gateway.registry import Node, Registry
 from nodes.gateway.timeline import Timeline
 from nodes.messages import Allow, Message, Source
 from relay.program import Program
@@ -35,7 +36,7 @@ class Placer:
     ):  # fmt: skip
         self.config, self.registry, self.planner, self.decider = config, registry, planner, decider
         self.timeline, self.send = timeline, send
-        self.gateway = Source(kind="fetch", node="gateway", address=config.data_address)
+        self.gateway = Source(kind="fetch", node="gateway", address=config.data_address, checkpoint=True)
         self._attempts = boot * BOOT
 
     def next_attempt(self) -> int:
@@ -87,10 +88,15 @@ class Placer:
         chosen = self.decider.decide(job, context, left_over, resumed=decided)
         action = actions[left_over.index(chosen.action)]
         left, waited = str(job.stage), time.monotonic() - job.moved
-        job.place(self.next_attempt(), action.program, chosen, stretches(action, first))
+        job.place(self.next_attempt(), action.program, chosen, stretches(action, first), point)
         self.timeline.placed(job, left, waited)
         job.tell("placed")
         return await self._tell(job, action.program, point)
+
+    def _keeper(self) -> Node | None:
+        """The edge that keeps checkpoints, if the config names one and it is there."""
+        keeper = self.registry.nodes.get(self.config.checkpoints_to or "")
+        return keeper if keeper is not None and self.registry.alive(keeper) and not keeper.leaving else None
 
     def _charged(self, kind: str, sizes: dict[str, int]) -> dict[str, int]:
         """As they travel: on a scaled link nodes bring each message to a real family's size."""
@@ -100,8 +106,13 @@ class Placer:
     async def _tell(self, job: Job, program: Program, point: Point | None) -> str | None:
         if point and point.holder not in ("gateway", job.stretches[0].node):
             key = self.registry.nodes[job.stretches[0].node].key
-            await self.send(point.holder, Allow(job=job.id, leg=point.leg, key=key))
-        messages = assignments(job, point, self.registry, self.gateway, self.config.checkpoint_every)
+            leg = CHECKPOINT if point.checkpoint else point.leg
+            await self.send(point.holder, Allow(job=job.id, leg=leg, key=key))
+        keeper = self._keeper()
+        if keeper is not None:
+            for key in {self.registry.nodes[name].key for name in job.nodes()} - {keeper.key}:
+                await self.send(keeper.name, Allow(job=job.id, leg=CHECKPOINT, key=key))
+        messages = assignments(job, point, self.registry, self.gateway, self.config.checkpoint_every, keeper)
         for stretch, message in zip(job.stretches, messages, strict=True):
             node = self.registry.nodes[stretch.node]
             node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(program, stretch, node)

@@ -337,7 +337,8 @@ class Gateway:
             "policy": self.decider.name, "decisions": self.decider.status(),
             "open": len(dispatcher.jobs), "queue": self.config.queue,
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
-            "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes},
+            "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes,
+                            "to": self.config.checkpoints_to},
             "judge": self.judging.told(), "nodes": self.registry.told(),
         }  # fmt: skip
 

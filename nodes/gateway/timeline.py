@@ -46,7 +46,7 @@ class Timeline:
         self.note(
             job.id, "gateway", "placed", nodes=list(job.decision.action.nodes), program=str(job.program),
             attempt=job.attempt, policy=job.decision.policy, probability=job.decision.probability, left=left,
-            spent_s=waited_s,
+            spent_s=waited_s, goes_on_from=str(job.began_at) if job.began_at else None,
         )  # fmt: skip
 
     def spill(self) -> None:

@@ -1,6 +1,6 @@
 """What waits on an edge, and who gets it."""
 
-from nodes.depot import Depot, Waiting
+from nodes.depot import CHECKPOINT, Depot, Waiting
 
 WALKER, STRANGER = Waiting(b"1", "device/phone", 1), Waiting(b"2", "device/other", 1)
 
@@ -47,3 +47,24 @@ def test_a_job_that_is_released_leaves_nothing():
     depot.wait("job", 1, WALKER)
     assert (len(depot), depot.bytes, depot.due("job", 1)) == (0, 0, [])
     assert depot.in_vain(0.0) == [("job", 1, WALKER)]
+
+
+def test_checkpoints_are_kept_for_those_the_gateway_named_the_farthest_of_each_job():
+    depot = Depot(checkpoint_bytes=20)
+    assert not depot.keep(WALKER.key, "job", 0, 2, b"two")
+    depot.allow("job", CHECKPOINT, WALKER.key)
+    assert not depot.keep(STRANGER.key, "job", 0, 2, b"two")
+    assert depot.keep(WALKER.key, "job", 0, 2, b"two")
+    assert depot.keep(WALKER.key, "job", 0, 4, b"four")
+    assert not depot.keep(WALKER.key, "job", 0, 3, b"three")
+    assert not depot.keep(WALKER.key, "job", 1, 1, bytes(21))  # no room
+    depot.wait("job", CHECKPOINT, WALKER)
+    assert (depot.due("job", CHECKPOINT), depot.get("job", CHECKPOINT)) == ([WALKER], b"four")
+    depot.allow("other", CHECKPOINT, WALKER.key)
+    assert depot.keep(WALKER.key, "other", 0, 1, bytes(18))  # the older job's goes
+    depot.wait("job", CHECKPOINT, WALKER)
+    assert depot.due("job", CHECKPOINT) == []
+    assert depot.in_vain(60.0) == [("job", CHECKPOINT, WALKER)]
+    depot.release("other")
+    assert depot.get("other", CHECKPOINT) is None
+    assert not depot.keep(WALKER.key, "other", 0, 2, b"late")  # it was under way when its job ended

@@ -2,15 +2,29 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from nodes.deployment import GatewayConfig, Offer
+from nodes.depot import CHECKPOINT
 from nodes.gateway.deciding import Decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Registry
-from nodes.messages import Assign, Heartbeat, Holding, PeerStats, Register, Result
+from nodes.messages import (
+    Allow,
+    Assign,
+    Failed,
+    Heartbeat,
+    Holding,
+    PeerStats,
+    Progress,
+    Register,
+    Release,
+    Result,
+    Source,
+)
 from nodes.requests import ImageRequest
 from scheduler.baselines import load_policy
 
@@ -130,3 +144,56 @@ def test_a_restarted_gateway_takes_the_result_of_where_the_job_was_last(tmp_path
     ended = asyncio.run(work())
     assert ended["stage"] == "done"
     assert (tmp_path / ended["image"]).read_bytes() == b"png"
+
+
+def test_checkpoints_at_an_edge_are_where_a_job_goes_on(tmp_path, planner):
+    async def work():
+        gateway = Gateway(tmp_path, planner, checkpoints_to="keeper")
+        dispatcher = gateway.dispatcher
+        for name, step_s in (("near", 0.01), ("far", 0.02), ("keeper", 0.03)):
+            gateway.node(name, "large", step_s, data_address=f"tcp://{name}:1")
+        gateway.node("phone", "small")
+        job = await placed(gateway)
+        first = gateway.assigned()
+        near = gateway.registry.nodes["near"]
+        await dispatcher.hear(near, Progress(job=job.id, attempt=job.attempt, stage="kept", leg=0, step=1))
+        near.heard = 0.0  # it is gone
+        gateway.told.clear()
+        await dispatcher.tick()
+        job.not_before = 0.0
+        await dispatcher.tick()
+        again, allowed = (
+            gateway.assigned(),
+            [m for name, m in gateway.told if name == "keeper" and isinstance(m, Allow)],
+        )
+        # what was there is there no more: not asked for a second time
+        lost = Failed(job=job.id, attempt=job.attempt, kind="lost", reason="it has it no more")
+        await dispatcher.hear(gateway.registry.nodes["far"], lost)
+        job.not_before = 0.0
+        gateway.told.clear()
+        await dispatcher.tick()
+        anew = gateway.assigned()
+        await dispatcher.cancel(job)
+        gateway.ledger.close()
+        return first, again, allowed, anew, [name for name, message in gateway.told if isinstance(message, Release)]
+
+    first, again, allowed, anew, released = asyncio.run(work())
+    keeper = Source(kind="put", node="keeper", address="tcp://keeper:1", key="edge/keeper")
+    assert first["near"].checkpoint_to == keeper
+    assert again["far"].source == msgspec.structs.replace(keeper, kind="fetch", checkpoint=True)
+    assert {(each.leg, each.key) for each in allowed} == {(CHECKPOINT, "edge/far"), (CHECKPOINT, "device/phone")}
+    assert anew["far"].source == Source(kind="noise")
+    assert "keeper" in released
+
+
+def test_the_edge_that_keeps_checkpoints_leaves_its_own_to_the_gateway(tmp_path, planner):
+    async def work():
+        gateway = Gateway(tmp_path, planner, checkpoints_to="keeper")
+        gateway.node("keeper", "large", data_address="tcp://keeper:1")
+        gateway.node("phone", "small")
+        await placed(gateway)
+        gateway.ledger.close()
+        return gateway.assigned()["keeper"]
+
+    assigned = asyncio.run(work())
+    assert (assigned.checkpoint_every, assigned.checkpoint_to) == (5, None)

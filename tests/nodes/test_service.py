@@ -1,5 +1,6 @@
 """One deployment, real processes: what is asked is what is done, and transport changes nothing (invariants 2 and 3)."""
 
+import asyncio
 import io
 import json
 import os
@@ -53,13 +54,25 @@ def running(tmp_path_factory, families):
         "edge-1": {"role": "edge", "families": large, "batch": 4},
         "edge-2": {"role": "edge", "families": large, "batch": 4},
         "phone": {"role": "device", "families": small, "batch": 4},
+        "keeper": {"role": "edge", "families": {str(families["tiny-sd3"]): ["small"]}},  # the phone goes before it
     }
     offer = [
         {"family": str(families["tiny-sd3"]), "steps": 6, "handoff": 3},
         {"family": str(families["tiny-sdxl"]), "steps": 6},
     ]
-    with fleet(tmp_path_factory.mktemp("service"), nodes, {"offer": offer, "checkpoint_every": 2}) as up:
+    gateway = {"offer": offer, "checkpoint_every": 2, "checkpoints_to": "keeper"}
+    with fleet(tmp_path_factory.mktemp("service"), nodes, gateway) as up:
         yield up
+
+
+async def at_work(asker, **request):
+    """A job under way of which a checkpoint is kept, and the edge that has it."""
+    before = (await asker.status())["counters"].get("checkpoints", 0)
+    job = (await asker.submit(request)).jobs[0]
+    while (await asker.status())["counters"].get("checkpoints", 0) == before:
+        await asyncio.sleep(0.005)
+    told = await asker.job(job)
+    return job, next(node for node in told["nodes"] if node.startswith("edge"))
 
 
 def pixels(png):
@@ -167,6 +180,7 @@ def test_status_and_trace_say_what_happened(running):
         "edge-1": "edge",
         "edge-2": "edge",
         "phone": "device",
+        "keeper": "edge",
     }
     assert all(node["round_trip_s"] is not None and node["memory_bytes"] > 0 for node in status["nodes"])
     deadline = time.monotonic() + 10
@@ -182,26 +196,17 @@ def test_status_and_trace_say_what_happened(running):
 
 
 def test_a_job_survives_the_death_of_the_edge_that_has_it(running):
-    """SIGKILL in the middle of its first leg: it goes on elsewhere, and the picture is that of an unbroken run."""
+    """SIGKILL in the middle of its first leg: it goes on elsewhere from what a third edge kept, and the picture is that of
+    an unbroken run."""
     program = SD3.format("large:200:0-190/small:200:190-200", "3,3", "encode")
-
-    async def start(asker):
-        return (await asker.submit({"prompt": PROMPT, "seed": 5, "program": program})).jobs[0]
-
-    job = running.ask(start)
-    victim = None
-    deadline = time.monotonic() + 30
-    while victim is None and time.monotonic() < deadline:
-        told = running.ask(lambda asker: asker.job(job))
-        edges = [node for node in told["nodes"] if node.startswith("edge")]
-        if told["stage"] == "denoising" and told["step"] >= 4 and edges:
-            victim = edges[0]
-    assert victim is not None
+    job, victim = running.ask(lambda asker: at_work(asker, prompt=PROMPT, seed=5, program=program))
     running.kill(victim)
     told = running.ask(lambda asker: asker.wait(job, 60), 90)
     assert told["stage"] == "done", told
     assert any("lost" in said or "restarted" in said for said in told["report"]["history"])
     assert told["degraded"] is False
+    placed = [event for event in running.ask(lambda asker: asker.trace(job)) if event["what"] == "placed"]
+    assert placed[-1]["goes_on_from"].endswith("checkpoint at keeper")
     png = running.ask(lambda asker: asker.image(job))[1]
     _, png_unbroken = running.draw(prompt=PROMPT, program=program, seed=5, timeout_s=60)
     assert np.abs(pixels(png) - pixels(png_unbroken)).max() <= 1
@@ -229,16 +234,7 @@ def test_a_killed_gateway_completes_what_it_had_accepted_once(running):
 def test_a_stopped_edge_is_given_up_and_its_job_goes_on(running):
     """SIGSTOP: nothing is closed, it only says nothing any more."""
     program = SD3.format("large:200:0-190/small:200:190-200", "3,3", "encode")
-
-    async def start(asker):
-        return (await asker.submit({"prompt": PROMPT, "seed": 6, "program": program})).jobs[0]
-
-    job, victim = running.ask(start), None
-    deadline = time.monotonic() + 30
-    while victim is None and time.monotonic() < deadline:
-        told = running.ask(lambda asker: asker.job(job))
-        victim = next((node for node in told["nodes"] if node.startswith("edge") and told["step"] >= 2), None)
-    assert victim is not None
+    job, victim = running.ask(lambda asker: at_work(asker, prompt=PROMPT, seed=6, program=program))
     pid = running.pid(victim)
     os.kill(pid, signal.SIGSTOP)
     try:

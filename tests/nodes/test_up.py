@@ -53,6 +53,13 @@ def test_ctrl_c_stops_everything_and_leaves_no_orphan(tmp_path):
         ({"nodes": {"a": {"role": "king", "families": {"mini-sd3": ["large"]}}}}, "role"),
         ({"gateway": {"polcy": "fixed"}}, "polcy"),
         ({"gateway": {"offer": []}}, "offer"),
+        (
+            {
+                "gateway": {"checkpoints_to": "a"},
+                "nodes": {"a": {"role": "device", "families": {"mini-sd3": ["small"]}}},
+            },
+            "gateway.checkpoints_to",
+        ),
         ({"nodes": {"Bad Name": {"role": "device", "families": {"mini-sd3": ["small"]}}}}, "nodes"),
     ],
 )

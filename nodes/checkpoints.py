@@ -1,4 +1,5 @@
-"""Latents to go on from: the newest of each job, within a bound of bytes; the oldest job's goes first."""
+"""Latents to go on from, at the gateway or at an edge that keeps them for others: the newest of each job, within a bound of
+bytes; the oldest job's goes first."""
 
 from __future__ import annotations
 
