@@ -47,6 +47,8 @@ def test_the_demo_leaves_a_sheet_the_pictures_and_a_table(tmp_path):
 def test_the_evaluation_writes_its_table_with_its_command(tmp_path):
     run(
         "experiments.evaluate",
+        "--threads",
+        "1",
         "--out",
         tmp_path,
         "--family",
@@ -73,6 +75,8 @@ def test_the_evaluation_writes_its_table_with_its_command(tmp_path):
 def test_the_benchmark_writes_ratios(tmp_path):
     run(
         "experiments.bench",
+        "--threads",
+        "1",
         "--out",
         tmp_path / "bench.md",
         "--family",
