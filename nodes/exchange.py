@@ -256,7 +256,8 @@ class Exchange:
                 if await self._send_seen(self.gateway, result, b"".join(png), "result", 0, 0):
                     self.results.pop(key, None)
                 else:
-                    self.results.move_to_end(key)
+                    if key in self.results:  # its job may have ended meanwhile
+                        self.results.move_to_end(key)
                     await asyncio.sleep(0.2)
             elif self.checkpoints:
                 _, (message, data) = self.checkpoints.popitem(last=False)

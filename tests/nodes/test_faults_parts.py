@@ -14,10 +14,13 @@ from experiments.faults import clock, strangers
 from experiments.faults.clock import MISSING, Clocks
 from experiments.faults.deck import DECK, schedule
 from experiments.faults.disk import SmallDisk
+from nodes.exchange import Exchange
 from nodes.gateway import ledger as ledger_module
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.spaces import Claim, foreign
-from nodes.messages import MessageRefused, decode
+from nodes.keys import Credentials, Peer
+from nodes.messages import MessageRefused, Result, decode
+from nodes.transport import DATA, Client, Server
 
 NODES, CLOCKS = ("edge-1", "edge-2", "phone"), ("gateway", "phone")
 
@@ -91,6 +94,27 @@ def test_a_ledger_of_before_is_taken_up(tmp_path):
         db.execute("ALTER TABLE requests DROP COLUMN machine_boot")
         db.execute("ALTER TABLE requests DROP COLUMN monotonic_s")
     assert 0 <= Ledger(tmp_path / "ledger.db").open_jobs()[0].waited_s < 600
+
+
+# --- what was found ---
+
+
+def test_a_result_that_is_called_off_while_it_is_sent_ends_no_node():
+    async def work():
+        async with Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway")) as server:
+            peer = Peer(name="gateway", role="gateway")
+            async with Client(server.address, DATA, Credentials.plain_text("phone", "device"), peer) as client:
+                exchange = Exchange(client, server.address, lambda *_: client, None)
+                posting = asyncio.ensure_future(exchange.post())
+                exchange.deliver(Result(job="job_1", attempt=1, width=8, height=8, report={}), [b"png"])
+                assert (await server.receive(10)).message.job == "job_1"  # which never says that it has it
+                exchange.release("job_1")
+                exchange.deliver(Result(job="job_2", attempt=1, width=8, height=8, report={}), [b"png"])
+                assert (await server.receive(10)).message.job == "job_2"
+                assert not posting.done()
+                posting.cancel()
+
+    asyncio.run(work())
 
 
 # --- disks ---
