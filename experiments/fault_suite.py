@@ -14,6 +14,7 @@ Work done twice is counted from the ledger and so at least what it says: a kille
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -93,12 +94,13 @@ def run(
         "policy": "least-finish-time", "deadline_s": DEADLINE_S, "tries": 12, "http": f"127.0.0.1:{free_port()}",
     }  # fmt: skip
     with_keys(root / "keys", {name: node["role"] for name, node in nodes.items()})
-    clocks = Clocks(root / "clocks", ("gateway", "phone"))
     outcome = Outcome(requests)
     if library() is None:
         outcome.left_out["clock"] = MISSING
     asked: list[Asked] = []
+    before = _cpu_s()
     with (
+        contextlib.closing(Clocks(root / "clocks", ("gateway", "phone"))) as clocks,
         SmallDisk(root / "deployment" / "store") as disk,
         fleet(root / "deployment", nodes, gateway, "../keys", 300.0, clocks.environment()) as running,
     ):
@@ -115,8 +117,15 @@ def run(
         timed(outcome, asked, ground)
         count(running.store, outcome, asked, "impostor")
         compare(running.store, outcome, family)
-    clocks.close()
+    outcome.cpu_s = _cpu_s() - before
     return outcome
+
+
+def _cpu_s() -> float:
+    """Of this process and of those that it started and that have ended."""
+    import resource
+
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 # --- asking ---

@@ -49,6 +49,7 @@ class Outcome:
     steps_paid: int = 0
     stretches_twice: int = 0  # handoffs and pictures that were made again
     seconds: float = 0.0
+    cpu_s: float = 0.0  # of all processes, those that were killed included
     ending_s: dict[str, float] = field(default_factory=dict)  # from accepted to ended: percentiles
     gateway_mb: dict[str, float] = field(default_factory=dict)
     disk: str = ""
@@ -197,6 +198,7 @@ def table(outcome: Outcome) -> str:
             f"| gateway's resident memory at the start, at the end, most | {memory['start']:.0f} MB,"
             f" {memory['end']:.0f} MB, {memory['most']:.0f} MB |"
         )
+    lines.append(f"| processor time of all processes, their starts included | {outcome.cpu_s:.0f} s |")
     lines += [f"| failed: {error} | {n} |" for error, n in outcome.errors.most_common(10)]
     lines += ["", "| fault | times | of them on what was just being started |", "| --- | --- | --- |"]
     lines += [f"| {what} | {n} | {outcome.missed[what]} |" for what, n in sorted(outcome.faults.items())]
