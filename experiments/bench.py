@@ -37,7 +37,7 @@ def bench(
     quiet_libraries()
     torch.set_num_threads(threads)
     sizes = batch_sizes(batches)
-    results = {name: measure(name, repeats, sizes) for name in family or FAMILIES}
+    results = {name: measure(name, repeats, sizes) | router_cost(name) for name in family or FAMILIES}
     write_result(out, "Benchmark", "\n".join(table(name, result) for name, result in results.items()), results)
 
 
@@ -58,6 +58,16 @@ def measure(name: str, repeats: int, batches: Sequence[int] = BATCHES) -> dict[s
             "handoff": {codec: handoff_cost(pipe, codec, repeats) for codec in ("fp32", "fp16", "bf16", "int8")},
             "peak_memory_MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
+
+
+def router_cost(name: str) -> dict[str, Any]:
+    """What a decision of the shipped token-level router costs; nothing where none is shipped for this family."""
+    from experiments.routing.router_latency import decision_times
+    from scheduler.router.settings import read_settings
+    from scheduler.router.store import shipped
+
+    metrics = read_settings().metrics
+    return {"router": decision_times(name, metrics)} if shipped(name, metrics).exists() else {}
 
 
 def own_loop_against_diffusers(pipe: Any, repeats: int) -> dict[str, float]:
@@ -137,9 +147,19 @@ def table(name: str, result: dict[str, Any]) -> str:
         )
         + ".",
         f"- Peak memory of the process: {result['peak_memory_MB']} MB.",
+        *router_line(result.get("router")),
         "",
     ]
     return "\n".join(lines)
+
+
+def router_line(times: dict[str, float] | None) -> list[str]:
+    if times is None:
+        return []
+    return [
+        f"- A decision of the token-level router, one prompt, text encoding included: **{times['decision_median_ms']:.1f} ms**"
+        f" (95th per cent {times['decision_p95_ms']:.1f} ms), of which text encoding {times['text_encoding_median_ms']:.1f} ms."
+    ]
 
 
 if __name__ == "__main__":

@@ -125,20 +125,17 @@ class Promise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             f" the promise needs full-cloud for {need:.0%} of the prompts; raise the budget or epsilon"
         )
 
-    def covers(self, mode: str, program: str, at_least: Mapping[str, float] | None = None) -> str | None:
+    def covers(self, mode: str, program: str, loss: Mapping[str, float] | None = None) -> str | None:
         """None where the promise covers an answer of this program, else the reason why not.
 
-        `at_least`: measured mean quality per program; one that is not below the mode's reference is covered too.
+        `loss`: measured mean loss to full-cloud per program, over all prompts; one that is not above the mode's reference
+        is taken to be covered. That bounds a bandit's choice as long as it does not pick such a program just for those
+        prompts that it draws worse than the reference does.
         """
-        reference = self.programs.get(mode)
+        reference = self.programs.get(mode, "")
         if program == reference:
             return None
-        if (
-            at_least
-            and reference is not None
-            and reference in at_least
-            and at_least.get(program, -inf) >= at_least[reference]
-        ):
+        if loss and reference in loss and loss.get(program, inf) <= loss[reference]:
             return None
         return f"the promise was calibrated on {reference} for {mode}, and {program} is not known to be as good"
 

@@ -135,7 +135,7 @@ class Router:
     def predict(self, prompts: Sequence[str]) -> Prediction:
         """Quality of each mode, how the modes compare, and the tokens that decided, for N prompts."""
         read: dict[str, Tokens] = {}
-        for each, reader in zip(self.trained, self._read_with(), strict=True):
+        for each, reader in zip(self.trained, self.readers, strict=True):
             if each.card.encoder not in read:
                 read[each.card.encoder] = reader.read(prompts)
         said = [each.predict(read[each.card.encoder]) for each in self.trained]
@@ -256,7 +256,9 @@ class Router:
         none = np.zeros((len(quality), len(self.metrics), 0))
         return Predicted(d, quality, none.astype(np.int64), none, self.weights)
 
-    def _read_with(self) -> list[TokenReader]:
+    @property
+    def readers(self) -> list[TokenReader]:
+        """The text encoder of each family; loaded here, unless given."""
         if self._readers is None:
             from relay.family_spec import find_family
             from scheduler.router.tokens import TokenReader
