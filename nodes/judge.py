@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from nodes.deployment import Deployment, JudgeConfig, read_deployment
 from nodes.keys import Peer
 from nodes.messages import JudgeHere, Refused, Scores, ToJudge
+from nodes.own_process import lower_priority, memory_bytes
 from nodes.process import credentials, gateway_key, on_signals, spare_memory
 from nodes.scoring import Scored, Scorer
 from nodes.tasks import background
@@ -59,11 +60,6 @@ def run_judge(path: Path) -> None:
             await judge.run()
 
     asyncio.run(main())
-
-
-def lower_priority(nice: int) -> None:
-    """This process at that nice level, or at the higher one that it was started with."""
-    os.nice(max(0, nice - os.nice(0)))
 
 
 def _families(deployment: Deployment) -> dict[str, FamilySpec]:
@@ -138,8 +134,6 @@ class Judge:
             await asyncio.sleep(BEAT_S)
 
     async def _say(self) -> None:
-        from nodes.node import memory_bytes
-
         here = JudgeHere(
             session=self.session, ask=self.ask, doing=self.doing, judged=self.judged, columns=self.scorer.columns,
             memory_bytes=memory_bytes(), last_error=self.last_error,

@@ -42,6 +42,7 @@ from nodes.messages import (
     Result,
     Taken,
 )
+from nodes.own_process import memory_bytes
 from nodes.tasks import Tasks, background
 from nodes.transport import CONNECTED, sent
 from relay.program import Program
@@ -424,17 +425,6 @@ class Node:
 def is_local(job: str) -> bool:
     """Whether this node's own user asked it alone (`nodes.local_user`); the gateway has never heard of it."""
     return job.startswith("local-")
-
-
-def memory_bytes() -> int:
-    """Resident memory of this process."""
-    try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _version() -> str:

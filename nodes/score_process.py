@@ -105,7 +105,7 @@ def _serve(metrics: str, asked: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    from nodes.judge import lower_priority
+    from nodes.own_process import lower_priority
     from nodes.process import spare_memory
 
     lower_priority(NICE)

@@ -24,16 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from nodes.gateway.learning import load_learned, read_learned
 from relay.errors import RelayError
-from scheduler.baselines import load_policy
 from scheduler.baselines.least_finish_time import LeastFinishTime
 from scheduler.decision_log import DecisionLog
-from scheduler.learned import Learned
 from scheduler.policy import Action, Context, Decision, Policy
 
 if TYPE_CHECKING:
-    from nodes.deployment import GatewayConfig
     from nodes.gateway.jobs import Job
     from scheduler.reward import Reward, Rewarded
 
@@ -251,13 +247,3 @@ def open_log(path: Path, prompts: Literal["on", "hash", "off"]) -> DecisionLog:
         log.error("%s; it is set aside as %s", error, aside.name)
         path.rename(aside)
         return DecisionLog(path, prompts=prompts)
-
-
-def load_decider(decider: Decider, config: GatewayConfig, families: Sequence[str]) -> None:
-    """The policy that the config names; BadRequest where there is none such. Takes seconds where models are loaded."""
-    options = {"name": config.policy} if isinstance(config.policy, str) else dict(config.policy)
-    name = str(options.pop("name", ""))
-    if name == Learned.name:
-        load_learned(decider, read_learned(options), families, Path(config.store))
-    else:
-        decider.policy = load_policy(name, **options)

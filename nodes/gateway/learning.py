@@ -1,4 +1,4 @@
-"""The learned policy of a gateway: its config, and router, bandit and reward out of their files.
+"""The policy of a gateway out of its config: one that does not learn by name, or the learned one with its files.
 
 policy: learned                        # all by default, or
 policy:
@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from relay.errors import BadRequest, RelayError
+from scheduler.baselines import load_policy
 
 if TYPE_CHECKING:
+    from nodes.deployment import GatewayConfig
     from nodes.gateway.deciding import Decider
     from scheduler.bandit import Bandit
     from scheduler.learned import Learned
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from scheduler.router.router import Router
 
 log = logging.getLogger("relay.gateway")
+LEARNED = "learned"
 MODEL = "bandit.model"  # in the gateway's store
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -57,6 +60,16 @@ def read_learned(options: dict[str, Any]) -> LearnedConfig:
         return msgspec.convert(options, LearnedConfig)
     except msgspec.ValidationError as error:
         raise BadRequest(f"policy learned: {error}") from None
+
+
+def load_decider(decider: Decider, config: GatewayConfig, families: Sequence[str]) -> None:
+    """The policy that the config names; BadRequest where there is none such. Takes seconds where models are loaded."""
+    options = {"name": config.policy} if isinstance(config.policy, str) else dict(config.policy)
+    name = str(options.pop("name", ""))
+    if name == LEARNED:
+        load_learned(decider, read_learned(options), families, Path(config.store))
+    else:
+        decider.policy = load_policy(name, **options)
 
 
 def load_learned(decider: Decider, config: LearnedConfig, families: Sequence[str], store: Path) -> None:
@@ -120,7 +133,8 @@ def _router(config: LearnedConfig, families: Sequence[str]) -> tuple[Router | No
         return None, ""
     from scheduler.router.router import Router
 
-    found, lacking = [], []
+    found: list[Any] = []
+    lacking: list[str] = []
     for family in families:
         try:
             found += Router.load(family).trained

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from nodes.deployment import Deployment
-from nodes.gateway.deciding import Decider, load_decider, open_log
+from nodes.gateway.deciding import Decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
 from nodes.gateway.judging import Judging
+from nodes.gateway.learning import load_decider
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
