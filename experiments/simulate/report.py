@@ -33,9 +33,9 @@ def report(bench: Bench, cells: Cells, charts: list[Path]) -> tuple[str, dict[st
     if config.shifts:
         lines += [
             "",
-            f"Recovered: the mean regret (the oracle's reward less the policy's) of the next {WINDOW} requests is at most that of"
-            f" the 500 before the shift plus {TOLERANCE:.0%} of the random policy's after it. A policy that the shift did not"
-            " hurt recovers at 0, one that learns nothing may.",
+            "Regret: the oracle's reward less the policy's, as a share of the random policy's in the same time. Recovered:"
+            f" the next {WINDOW} requests' is at most that of the 500 before the shift plus {TOLERANCE:.0%}. A policy that the"
+            " shift did not hurt recovers at 0, even one that learns nothing.",
         ]
     lines += ["", *(f"![{path.stem}]({path.name})" for path in charts)]
     return "\n".join(lines) + "\n", data
@@ -68,7 +68,7 @@ def _ground(bench: Bench, plain: list[dict[str, Any]]) -> list[str]:
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "| policy | arms | reward | quality part | time part | seconds | scene | way to the oracle | of the oracle's | over PPO"
-        " | decides in |",
+        " | CPU a decision |",
         "|" + " --- |" * 11,
     ]
     for row in rows:
@@ -94,8 +94,8 @@ def _shift_table(rows: list[dict[str, Any]], back: dict[str, Any]) -> list[str]:
             took = "not within the run" if found["requests"] is None else f"{found['requests']:.0f} requests"
             high = "never" if found["high"] >= found["never"] else f"{found['high']:.0f}"
             said = (
-                f"{found['regret_before']:.4f}",
-                f"{found['regret_first']:.4f}",
+                f"{found['regret_before']:.0%}",
+                f"{found['regret_first']:.0%}",
                 f"{took} [{found['low']:.0f}, {high}]",
             )
         lines.append(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
 
 from experiments.simulate.environment import Row, Run, Shift, Simulation
 from experiments.simulate.oracle import Oracle
@@ -228,8 +229,9 @@ class Bench:
         """Router and bandit as the gateway makes them; options that are not its own are the bandit's."""
         from nodes.gateway.learning import LearnedConfig, make_learned, read_learned
 
-        own = {key: options.pop(key) for key in [*options] if key in LearnedConfig.__struct_fields__}
-        config = read_learned({**own, "bandit": nested(options), "seed": seed})
+        given = nested(options)
+        own = {key: given.pop(key) for key in [*given] if key in LearnedConfig.__struct_fields__}
+        config = read_learned(own | {"bandit": own.get("bandit", {}) | given, "seed": seed})
         families = sorted({program.family for program in self.scores.programs})
         learned, said = make_learned(config, families, self.reward, None)
         if said:
@@ -258,7 +260,7 @@ class Bench:
         scenario: str = PLAIN,
         options: Mapping[str, Any] | None = None,
     ) -> tuple[list[Row], list[Row], float]:
-        """Rows of learning and of what is judged, and microseconds a decision took in the latter."""
+        """Rows of learning and of what is judged, and microseconds of CPU that a decision took in the latter."""
         config, contender = self.config, self.config.contenders[name]
         told = self.reward.static() if contender.static_reward else None
         simulation = Simulation(self.world(self.arms_of(name)), self.scores, self.reward, told)
@@ -277,7 +279,7 @@ class Bench:
             then = (at, change.classes) if change.classes is not None else None
         run = Run(simulation, policy, self.requests(split, count, seed, then), seed, shifts)
         second = run.rows()
-        return first, second, 1e6 * run.decide_s / count
+        return first, second, 1e6 * float(np.median(run.decide_s))
 
     def scenarios(self, name: str) -> list[str]:
         return self.config.contenders[name].scenarios or [PLAIN, *self.config.shifts]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 2000
 WINDOW = 100  # requests of a moving mean
-TOLERANCE = 0.1  # of the way from random to oracle: so near to where it was counts as recovered
+TOLERANCE = 0.1  # of the random policy's regret: so near to where it was counts as recovered
 Floats = NDArray[np.float64]
 Interval = tuple[float, float, float]
 
@@ -105,9 +105,10 @@ def moving(values: Floats, window: int = WINDOW) -> Floats:
 def recovery(bench: Bench, cells: Cells, scenario: str, name: str) -> dict[str, Any] | None:
     """Requests after a shift until a contender is as near to the oracle as it was before, seeds together.
 
-    Its regret is the oracle's reward less its own, request by request. It has recovered at the first request from which
-    the mean regret of the next `WINDOW` is at most that of the 500 before the shift plus `TOLERANCE` of the random policy's
-    regret after it. None of them: not within the run. The interval: seeds drawn anew, 0 to the end of the run.
+    Its regret is the oracle's reward less its own, request by request, as a share of the random policy's in the same time,
+    for a shift changes how much there is to lose. It has recovered at the first request from which the next `WINDOW` have a
+    mean regret of at most that of the 500 before the shift plus `TOLERANCE`. None: not within the run. The interval: seeds
+    drawn anew, 0 to the end of the run.
     """
     lowest, highest = yardsticks(bench, bench.arms_of(name))
     if scenario == PLAIN or not lowest or not highest:
@@ -122,11 +123,12 @@ def recovery(bench: Bench, cells: Cells, scenario: str, name: str) -> dict[str, 
         return None
 
     def after(seeds: NDArray[np.int64]) -> tuple[float | None, float, float]:
-        regret = (best - mine)[seeds].mean(0)
-        before = regret[max(0, at - 500) : at].mean()
-        bound = before + TOLERANCE * (best - base)[seeds, at:].mean()
-        good = np.flatnonzero(moving(regret[at:]) <= bound)
-        return (float(good[0]) if len(good) else None), float(before), float(regret[at : at + WINDOW].mean())
+        regret, gap = (best - mine)[seeds].mean(0), (best - base)[seeds].mean(0)
+        earlier = slice(max(0, at - 500), at)
+        before = regret[earlier].mean() / gap[earlier].mean()
+        shares = moving(regret[at:]) / gap[at:].mean()
+        good = np.flatnonzero(shares <= before + TOLERANCE)
+        return (float(good[0]) if len(good) else None), float(before), float(shares[0])
 
     took, before, first = after(np.arange(count))
     rng = np.random.default_rng(0)

@@ -85,6 +85,10 @@ def config(store, tmp_path_factory):
                 "policy": "linucb", "of": "linucb", "options": {"least_pulls": None}, "static_reward": True, "frozen": True,
                 "scenarios": ["plain"],
             },
+            "served": {
+                "policy": "learned", "options": {"router": False, "epsilon": 0.05, "settings.power_t": 0},
+                "scenarios": ["plain"],
+            },
             "whole": {"policy": "random", "arms": "whole", "scenarios": ["plain"]},
         },
         "shifts": {"slow": {"node": "edge", "pace": 4, "says": "a slow edge"}, "mix": {"classes": ["letters"]}},
@@ -140,6 +144,11 @@ def test_arms_and_settings_are_those_asked_for(ran):
     assert bench.options("blind") == bench.options("linucb") == bench.tuned["linucb"]
     assert bench.options("static") == {k: v for k, v in bench.tuned["linucb"].items() if k != "least_pulls"}
     assert isinstance(bench.policy("blind", 0), Blind)
+    served = bench.policy("served", 0)
+    assert served.name == "learned"
+    assert served.bandit.arguments[:3] == ["--cb_explore_adf", "--epsilon", "0.05"]
+    assert served.bandit.arguments[-2:] == ["--power_t", "0"]
+    assert served.bandit.time_scale_s == bench.reward.scales["seconds"]
 
 
 def test_search_tries_each_configuration_on_validation(ran):
