@@ -123,7 +123,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     last_error: str | None = None
     battery: float | None = None  # 0..1, None without one
     memory_bytes: int = 0
-    cpu_s: float = 0.0
+    cpu_s: float = 0.0  # since its process started
     batch_bound: int = 0
     peers: dict[str, PeerStats] = {}
 

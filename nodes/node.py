@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -42,7 +41,7 @@ from nodes.messages import (
     Result,
     Taken,
 )
-from nodes.own_process import memory_bytes
+from nodes.own_process import cpu_s, memory_bytes
 from nodes.tasks import Tasks, background
 from nodes.transport import CONNECTED, sent
 from relay.program import Program
@@ -144,7 +143,6 @@ class Node:
 
     async def _beat(self) -> None:
         """Heartbeats from a loop of their own; when none was answered for a while, register again."""
-        cpu = os.times()
         while True:
             await asyncio.sleep(self.heartbeat_s)
             if not self.compute.ready.is_set():
@@ -161,14 +159,13 @@ class Node:
                 self.registered.clear()
                 self.beats.clear()
                 continue
-            now = os.times()
             queued = sum(1 for work in list(self.compute.works.values()) if work.stage != "denoising")
             await self._tell(
                 Heartbeat(
                     sequence=self._sequence, doing=self.compute.doing, running=len(self.held) - queued, queued=queued,
                     steps_done=self.compute.steps_done, idle_s=time.monotonic() - self.compute.last_busy,
                     last_error=self.compute.last_error, battery=self._battery(), memory_bytes=memory_bytes(),
-                    cpu_s=now.user + now.system - cpu.user - cpu.system, batch_bound=self.compute.batch_bound,
+                    cpu_s=cpu_s(), batch_bound=self.compute.batch_bound,
                     peers=self._peers(),
                 )
             )  # fmt: skip

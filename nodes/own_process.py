@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 
 def memory_bytes() -> int:
@@ -14,6 +15,11 @@ def memory_bytes() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cpu_s() -> float:
+    """Seconds of all its threads on a processor, since it started."""
+    return time.process_time()
 
 
 def lower_priority(nice: int) -> None:

@@ -50,6 +50,7 @@ def gateway_key(deployment: Deployment, path: Path) -> str:
 
 def run_gateway(path: Path) -> None:
     """Until SIGTERM or Ctrl-C."""
+    started = time.monotonic()
     deployment = read_deployment(path)
     spare_memory()
     mine = credentials(deployment, path, "gateway", "gateway")
@@ -65,7 +66,7 @@ def run_gateway(path: Path) -> None:
             Server(config.control, CONTROL, mine, allow, allow_plain_text=plain) as control,
             Server(config.data, DATA, mine, allow, allow_plain_text=plain) as data,
         ):
-            gateway = Gateway(deployment, control, data)
+            gateway = Gateway(deployment, control, data, started)
             on_signals(lambda _: gateway.stopped.set())
             await gateway.run()
 

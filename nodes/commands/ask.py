@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nodes.asker import Asker
 
 DEFAULT = "tcp://127.0.0.1:5600"
+COLUMNS = (
+    "node", "role", "state", "doing", "jobs", "battery", "pace", "start-up", "memory", "cpu", "round trip", "done", "last error",
+)  # fmt: skip
 Gateway = Annotated[str, typer.Option(metavar="ADDR", help="The gateway's control address.")]
 Key = Annotated[Path | None, typer.Option(help="Your secret key (relay keygen); plain text without.")]
 GatewayKey = Annotated[Path | None, typer.Option(help="The gateway's public key file, with --key.")]
@@ -107,7 +110,7 @@ def status(
             return
         from rich.console import Console
 
-        console = Console(width=None if watch else max(Console().width, 140))
+        console = Console(width=None if watch else max(Console().width, 160))
         if not watch:
             console.print(status_table(await asker.status()))
             return
@@ -127,41 +130,32 @@ def status_table(told: dict[str, Any]) -> Any:
     stages = ", ".join(f"{n} {stage}" for stage, n in told["stages"].items()) or "none"
     counted = ", ".join(f"{n} {what}" for what, n in sorted(told["counters"].items())) or "nothing yet"
     who = f"{told['gateway']} {told['version']}, up {told['up_s']:.0f} s, policy {told['policy']}"
-    title = f"{who}; open jobs: {stages}; {counted}{_deciding(told['decisions'])}{_judging(told.get('judge'))}"
+    title = f"{who}; open jobs: {stages}; {counted}{_deciding(told.get('decisions'))}{_judging(told.get('judge'))}"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
-    for column in (
-        "node",
-        "role",
-        "state",
-        "doing",
-        "jobs",
-        "battery",
-        "pace",
-        "memory",
-        "round trip",
-        "done",
-        "last error",
-    ):
+    for column in COLUMNS:
         table.add_column(column)
+    if "memory_bytes" in told:  # not from a device that is cut off from its gateway
+        doing = f"{told['open']} jobs are open"
+        table.add_row("gateway", "gateway", "ready", doing, "", "", "", *_cost(told), "", "", "")
     for node in told["nodes"]:
         pace = f"{node['pace']:g}x emulated" if node["emulated"] else "own"
         trip = "?" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1000:.1f} ms"
         battery = "" if node["battery"] is None else f"{node['battery']:.0%}"
-        cells = [
-            node["name"],
-            node["role"],
-            node["state"],
-            node["doing"],
-            f"{node['running']} + {node['queued']}",
-            battery,
-        ]
-        cells += [pace, f"{node['memory_bytes'] / 1e6:.0f} MB", trip, str(node["done"]), node["last_error"] or ""]
-        table.add_row(*cells)
+        jobs = f"{node['running']} + {node['queued']}"
+        cells = [node["name"], node["role"], node["state"], node["doing"], jobs, battery, pace, *_cost(node), trip]
+        table.add_row(*cells, str(node["done"]), node["last_error"] or "")
     return table
 
 
-def _deciding(told: dict[str, Any]) -> str:
+def _cost(process: dict[str, Any]) -> list[str]:
+    """How long it took to start, what it holds in memory, and the processor time that it has used."""
+    return [f"{process['startup_s']:.1f} s", f"{process['memory_bytes'] / 1e6:.0f} MB", f"{process['cpu_s']:.0f} s"]
+
+
+def _deciding(told: dict[str, Any] | None) -> str:
     """What decides, how much it has learned, the latest decision and its reason, and what is broken."""
+    if told is None:
+        return ""
     learned = f"; learned from {told['learned']}" if told["learned"] is not None else ""
     router = f"; router {told['router']}" if told["router"] else ""
     broken = f"; BROKEN: {told['broken']}" if told["broken"] else ""

@@ -147,6 +147,7 @@ class Registry:
                  "doing": beat.doing if beat else "registered", "running": beat.running if beat else 0,
                  "queued": beat.queued if beat else 0, "battery": beat.battery if beat else None, "pace": said.pace,
                  "emulated": said.pace > 1, "memory_bytes": beat.memory_bytes if beat else said.memory_bytes,
+                 "cpu_s": beat.cpu_s if beat else 0.0,
                  "startup_s": said.startup_s, "round_trip_s": node.round_trip_s, "done": node.done, "failed": node.failed,
                  "heard_s_ago": round(now - node.heard, 2), "last_error": (beat and beat.last_error) or node.last_error,
                  "idle_s": beat.idle_s if beat else None, "steps_done": beat.steps_done if beat else 0}

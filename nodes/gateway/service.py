@@ -55,6 +55,7 @@ from nodes.messages import (
     Taken,
     Told,
 )
+from nodes.own_process import cpu_s, memory_bytes
 from nodes.requests import Refusal, read_request
 from nodes.stages import Stage
 from nodes.tasks import Tasks
@@ -67,9 +68,10 @@ SEND_S = 0.5  # a node that takes no control message for so long is as good as g
 
 
 class Gateway:
-    """`control` and `data` are bound already. One process a store: a second one is refused."""
+    """`control` and `data` are bound already. One process a store: a second one is refused. `started`: when the process
+    began, by the monotonic clock."""
 
-    def __init__(self, deployment: Deployment, control: Server, data: Server):
+    def __init__(self, deployment: Deployment, control: Server, data: Server, started: float | None = None):
         config = deployment.gateway
         self.deployment, self.config = deployment, config
         self.control, self.data = control, data
@@ -77,7 +79,7 @@ class Gateway:
         self.store.mkdir(parents=True, exist_ok=True)
         self._lock = _only_one(self.store)
         self.session = secrets.token_hex(6)
-        self.started = time.monotonic()
+        self.started, self.startup_s = started or time.monotonic(), 0.0
         self.registry = Registry(config.heartbeat_s)
         self.decider = Decider(open_log(self.store / "decisions.db", config.prompts_in_logs))
         self.dispatcher = Dispatcher(
@@ -112,6 +114,8 @@ class Gateway:
             app.state.api.metrics.registry.register(JudgeMetrics(self.judging, dispatcher.verdicts))
             loops.append(serve(app, self.config.http))
         tasks = [asyncio.ensure_future(loop) for loop in loops]
+        self.startup_s = time.monotonic() - self.started
+        log.info("ready after %.1f s, %.0f MB", self.startup_s, memory_bytes() / 1e6)
         stop = asyncio.ensure_future(self.stopped.wait())
         try:
             done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -334,7 +338,8 @@ class Gateway:
         dispatcher = self.dispatcher
         return {
             "gateway": self.deployment.name, "data": self.config.data_address,
-            "version": _version(), "up_s": round(time.monotonic() - self.started, 1),
+            "version": _version(), "up_s": round(time.monotonic() - self.started, 1), "startup_s": self.startup_s,
+            "memory_bytes": memory_bytes(), "cpu_s": cpu_s(),
             "policy": self.decider.name, "decisions": self.decider.status(),
             "open": len(dispatcher.jobs), "queue": self.config.queue,
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import PROMPT, build_sd3, write_family
 
 from nodes.asker import Asker, RefusedByGateway
+from nodes.commands.ask import status_table
 from nodes.commands.service import free_port
 from nodes.fleet import fleet
 from nodes.keys import Credentials, Peer
@@ -102,6 +103,7 @@ def test_cut_off_from_the_gateway_the_device_serves_its_user_edge_only(running, 
     assert told["stage"] == "done"
     if not told.get("alone"):
         pytest.fail("the gateway was back before the device knew that it was gone")
+    status_table(from_the_phone(running, lambda asker: asker.status()))  # the phone's own or the gateway's: it can be shown
     assert told["report"]["steps"] == {"large": 0, "small": 6}
     alone = RelayPipeline.from_pretrained(family)(PROMPT, program=told["report"]["program"], seed=2).images[0]
     assert np.abs(pixels(png) - np.asarray(alone).astype(int)).max() <= 1

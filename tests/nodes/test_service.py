@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -182,7 +183,9 @@ def test_status_and_trace_say_what_happened(running):
         "phone": "device",
         "keeper": "edge",
     }
-    assert all(node["round_trip_s"] is not None and node["memory_bytes"] > 0 for node in status["nodes"])
+    assert all(node["round_trip_s"] is not None for node in status["nodes"])
+    for process in (status, *status["nodes"]):
+        assert all(process[cost] > 0 for cost in ("startup_s", "memory_bytes", "cpu_s"))
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         events = running.ask(lambda asker: asker.trace(told["id"]))
@@ -280,6 +283,7 @@ def test_the_command_line_asks_fetches_and_shows(running, tmp_path, capsys, monk
     code, out, _ = relay("status", *here)
     assert code == 0
     assert all(name in out for name in ("edge-1", "phone", "ready"))
+    assert re.search(r"\n *gateway .* \d+\.\d s +\d+ MB +\d+ s", out)
     code, out, _ = relay("trace", job, *here)
     assert code == 0
     assert "placed" in out
