@@ -14,9 +14,10 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nodes.deployment import JudgeConfig
 from nodes.messages import Assign, JudgeThis, KeptPicture, Message, Scores
 from nodes.score_process import NotScored, ScoreProcess
 from nodes.tasks import background
@@ -41,11 +42,11 @@ class DeviceJudge:
     """`tell`: a message to the gateway. `show`: a message with a picture, over the data lane."""
 
     def __init__(
-        self, mode: str, metrics: Sequence[str | Mapping[str, Any]], compute: Compute,
+        self, mode: str, config: JudgeConfig, compute: Compute,
         tell: Callable[[Message], Awaitable[Any]], show: Callable[[KeptPicture, bytes], Awaitable[Any]],
     ):  # fmt: skip
         self.mode, self.compute, self.tell, self.show = mode, compute, tell, show
-        self.process = ScoreProcess(metrics)
+        self.process = ScoreProcess(config.metrics, config.nice)
         self._pictures: OrderedDict[str, _Picture] = OrderedDict()
         self._queue: deque[tuple[str, _Picture]] = deque()
         self._there = asyncio.Event()

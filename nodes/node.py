@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nodes.compute import Compute, Event, Key
-from nodes.deployment import Deployment, NodeConfig
+from nodes.deployment import Deployment, JudgeConfig, NodeConfig
 from nodes.depot import EMBEDDINGS
 from nodes.device_judge import DeviceJudge
 from nodes.exchange import Exchange, Lost
@@ -92,8 +92,8 @@ class Node:
             self._emit,
             threads=config.threads, dtype=config.dtype, device=config.device, batch=config.batch, pace=config.pace,
         )  # fmt: skip
-        metrics = deployment.judge.metrics if deployment.judge is not None else ()
-        self.judge = DeviceJudge(config.judge, metrics, self.compute, self._tell, self.exchange.show)
+        judging = deployment.judge or JudgeConfig()
+        self.judge = DeviceJudge(config.judge, judging, self.compute, self._tell, self.exchange.show)
 
     def _emit(self, event: Event) -> None:
         """From the compute thread."""

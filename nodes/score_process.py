@@ -26,7 +26,6 @@ from relay.errors import RelayError
 if TYPE_CHECKING:
     from nodes.scoring import Scored
 
-NICE = 19
 SCORE_S = 300.0  # one picture, models loaded from the disk included, on a machine that is busy
 _LENGTH = struct.Struct("<I")
 
@@ -38,8 +37,8 @@ class NotScored(RelayError):
 class ScoreProcess:
     """Not to be shared between event loops; one picture at a time."""
 
-    def __init__(self, metrics: Sequence[str | Mapping[str, Any]] = ()):
-        self.metrics = json.dumps(list(metrics))
+    def __init__(self, metrics: Sequence[str | Mapping[str, Any]] = (), nice: int = 19):
+        self.argv = [sys.executable, "-m", "nodes.score_process", str(nice), json.dumps(list(metrics))]
         self._child: asyncio.subprocess.Process | None = None
 
     @property
@@ -56,8 +55,8 @@ class ScoreProcess:
         if self.pid is None:
             await self.stop()
             self._child = await asyncio.create_subprocess_exec(
-                *tethered([sys.executable, "-m", "nodes.score_process", self.metrics]), stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                *tethered(self.argv), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         child = self._child
         assert child is not None
@@ -108,11 +107,11 @@ def main() -> None:
     from nodes.own_process import lower_priority
     from nodes.process import spare_memory
 
-    lower_priority(NICE)
+    lower_priority(int(sys.argv[1]))
     spare_memory()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    _serve(sys.argv[1], sys.stdin.buffer, answers)
+    _serve(sys.argv[2], sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ from relay.scenes.language import parse
 from relay.scenes.render import render
 
 SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
-PATIENCE_S = 120  # what runs at the lowest priority waits for all else on this machine
+NICE = 1  # at the default, 19, what judges would wait for all else that this machine does
+PATIENCE_S = 120
 NAMES = {"gateway": "gateway", "phone": "device", "watch": "device", "judge": "judge", "stranger": "device",
          "client": "client", "other": "client"}  # fmt: skip
 
@@ -167,7 +168,7 @@ async def asked_of_a_device(family, mode, keep=True):
     ):
         to_control = Client(control.address, CONTROL, Credentials.plain_text("phone", "device"), gateway)
         exchange = Exchange(to_data, data.address, lambda *_: None, None)
-        node = Node("phone", config, Deployment(), to_control, exchange)
+        node = Node("phone", config, Deployment(judge=JudgeConfig(nice=NICE)), to_control, exchange)
         ended = asyncio.Event()
         asked = []
 
@@ -226,7 +227,7 @@ def test_a_device_with_judge_local_sends_numbers_only(family):
     assert {"attributes", "single_object", OWN_CLIP, "q_detail"} < scored.scores.keys()
     assert "not here any more" in refused.reason
     assert sum(size for _, size in heard) == 0
-    assert nice == 19
+    assert nice == NICE
 
 
 def test_a_device_whose_scoring_breaks_says_so():
@@ -375,7 +376,7 @@ def running(tmp_path_factory, family):
     device = {"role": "device", "families": {str(family): ["small"]}}
     nodes = {"phone": device | {"judge": "local"}, "watch": device | {"judge": "share"}}
     offer = [{"family": str(family), "mode": "edge-only", "steps": 4}]
-    with fleet(root / "deployment", nodes, {"offer": offer}, "../keys", judge={"share": 1.0}) as up:
+    with fleet(root / "deployment", nodes, {"offer": offer}, "../keys", judge={"share": 1.0, "nice": NICE}) as up:
         up.keys = root / "keys"
         yield up
 
@@ -425,7 +426,7 @@ def test_the_judge_process_scores_what_is_at_the_gateway(running):
     status = running.status()["judge"]
     assert status["alive"] is True
     assert status["counters"]["judged"] >= 1
-    assert os.getpriority(os.PRIO_PROCESS, running.pid("judge")) == 19
+    assert os.getpriority(os.PRIO_PROCESS, running.pid("judge")) == NICE
 
 
 def test_a_picture_on_a_device_that_judges_itself_stays_there(running):
