@@ -54,6 +54,7 @@ def table(
     out: Annotated[Path, typer.Option(help="The Markdown file to write; .json and .png lie beside it.")] = Path(
         "docs/results/scheduling.md"
     ),
+    without: Annotated[list[str] | None, typer.Option(help="Not these contenders.")] = None,
     untuned: Annotated[bool, typer.Option(help="With the settings as given where none were searched.")] = False,
     draw: Annotated[bool, typer.Option(help="Only write what stands, run nothing.")] = False,
 ) -> None:
@@ -65,12 +66,13 @@ def table(
     from relay.errors import BadRequest
 
     bench = _bench(config)
-    wanting = [n for n, c in bench.config.contenders.items() if c.space and n not in bench.tuned]
+    names = [n for n in bench.config.contenders if (not only or n in only) and n not in (without or ())]
+    wanting = [n for n in names if bench.config.contenders[n].space and n not in bench.tuned]
     if wanting and not untuned:
         raise BadRequest(f"{', '.join(wanting)}: not tuned yet: run `tune`, or say --untuned")
     where = _folder(bench, folder)
     if not draw:
-        run_cells(bench, where, only, _say)
+        run_cells(bench, where, names, _say)
     cells = read_cells(bench, where)
     charts = draw_charts(bench, cells, out.parent, out.stem)
     text, data = report(bench, cells, charts)

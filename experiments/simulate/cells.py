@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.simulate.scheduling import Bench, frame
+from relay.errors import BadRequest
 from relay.files import write_atomically
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ def run_cells(bench: Bench, folder: Path, only: Iterable[str] | None, say: Calla
 
     config = bench.config
     names = [name for name in config.contenders if only is None or name in set(only)]
+    for name in names:
+        try:
+            bench.policy(name, 0)  # refused now rather than after an hour
+        except BadRequest as error:
+            raise BadRequest(f"contender {name}: {error}; leave it out with --without") from None
     for seed in range(config.seeds):
         for name in names:
             for scenario in bench.scenarios(name):
