@@ -1,11 +1,12 @@
 """The learned policy in the service: it decides, is judged, learns, survives, and is done without when it is broken."""
 
 import signal
+import sys
 import time
 
 import pytest
-from typer.testing import CliRunner
 
+from nodes.cli import main
 from nodes.fleet import fleet
 from nodes.gateway.learning import MODEL
 from scheduler.decision_log import read_log
@@ -24,7 +25,9 @@ def running(tmp_path_factory):
     offer = [{"family": "mini-sd3", "steps": 4, "mode": mode} for mode in ("full-cloud", "edge-only")]
     offer.append({"family": "mini-sd3", "steps": 4, "handoff": 2})
     gateway = {"offer": offer, "policy": {"name": "learned", "seed": 1, "explore": 0.2}, "heartbeat_s": 2.0}
-    with fleet(tmp_path_factory.mktemp("learned") / "deployment", nodes, gateway, judge={"share": 1.0}) as running:
+    with fleet(
+        tmp_path_factory.mktemp("learned") / "deployment", nodes, gateway, judge={"share": 1.0, "nice": 0}
+    ) as running:
         yield running
 
 
@@ -82,11 +85,11 @@ def test_a_pinned_decision_is_marked_and_teaches_nothing(running):
     assert running.status()["decisions"]["learned"] == before
 
 
-def test_the_status_shows_the_last_decision_and_its_reason(running):
-    from nodes.cli import app
-
-    shown = CliRunner().invoke(app, ["status", "--gateway", running.gateway.control]).output
-    text = " ".join(shown.split())
+def test_the_status_shows_the_last_decision_and_its_reason(running, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["relay", "status", "--gateway", running.gateway.control])
+    with pytest.raises(SystemExit):
+        main()
+    text = " ".join(capsys.readouterr().out.split())
     assert "policy learned" in text
     assert "learned from" in text
     assert "with probability" in text
