@@ -214,7 +214,7 @@ class Dispatcher:
                 if message.kind == "broken":
                     self.registry.strike(node, message.reason)
                 else:  # the latent that it was sent to was not there
-                    job.forget_lost()
+                    job.forget_lost(node.name)
                 await self.recover(job, f"node {node.name}: {message.reason}")
 
     def _progress(self, job: Job, node: Node, message: Progress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from nodes.requests import ImageRequest
@@ -107,9 +108,13 @@ class Job:
     def forget(self, holder: str) -> None:
         self.points = {p for p in self.points if p.holder != holder}
 
-    def forget_lost(self) -> None:
-        """A latent was not where it should be: where the attempt began, or between two of its nodes."""
-        self.points = {p for p in self.points if p.checkpoint and p != self.began_at}
+    def forget_lost(self, node: str) -> None:
+        """The latent that a stretch of this node begins with was not where it should be."""
+        before = {a.node for a, b in pairwise(self.stretches) if b.node == node}
+        gone = {p for p in self.points if p.holder in before and not p.checkpoint}
+        if self.began_at is not None and self.stretches[0].node == node:
+            gone.add(self.began_at)
+        self.points -= gone
 
     def best_point(self, alive: set[str]) -> Point | None:
         """The farthest point whose holder is there."""

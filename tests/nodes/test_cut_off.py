@@ -103,7 +103,9 @@ def test_cut_off_from_the_gateway_the_device_serves_its_user_edge_only(running, 
     assert told["stage"] == "done"
     if not told.get("alone"):
         pytest.fail("the gateway was back before the device knew that it was gone")
-    status_table(from_the_phone(running, lambda asker: asker.status()))  # the phone's own or the gateway's: it can be shown
+    status_table(
+        from_the_phone(running, lambda asker: asker.status())
+    )  # the phone's own or the gateway's: it can be shown
     assert told["report"]["steps"] == {"large": 0, "small": 6}
     alone = RelayPipeline.from_pretrained(family)(PROMPT, program=told["report"]["program"], seed=2).images[0]
     assert np.abs(pixels(png) - np.asarray(alone).astype(int)).max() <= 1
