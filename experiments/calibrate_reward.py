@@ -2,10 +2,10 @@
 
     python -m experiments.calibrate_reward --store runs/experiments/decisions --times runs/experiments/rise
 
-The random policy draws any stored program for any prompt of the split, each as likely, with preferences spread evenly; its
-times are the measured ones without queues, so under load the time term grows beyond its scale (the simulated environment
-has `relay-experiment` commands for that). Written: scales to put into configs/reward.yaml, each term's spread with the
-weights that stand there, the share of rewards where the tanh is flat, and which mode is best at which preference.
+The random policy draws any stored program for any prompt of the split that all programs drew, each as likely. Its times
+are the measured ones without queues: under load the time term grows beyond its scale, which the simulated environment can
+measure in a world of its own (`experiments.simulate.scales`). Written: scales to put into configs/reward.yaml; with the
+weights that stand there, the share of rewards where the tanh is flat, and which program is best at which preference.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def answers(store: Path, times: Path, split: str, link: str, reward: Reward) -> 
     if lacking:
         raise BadRequest(f"{times} has no times of {len(lacking)} programs, such as {min(lacking)}")
     programs = {text: Program.parse(text) for text in quality["program"].unique()}
+    drawn = quality.group_by("prompt").agg(pl.col("program").n_unique().alias("programs"))
+    whole = drawn.filter(pl.col("programs") == len(programs))["prompt"]
+    quality = quality.filter(pl.col("prompt").is_in(whole.implode()))  # else a program would count by its other prompts
     found = []
     for row in quality.iter_rows(named=True):
         scores = {ours: row[f"score_{theirs}"] for theirs, ours in SCORES.items() if f"score_{theirs}" in row}
