@@ -53,7 +53,7 @@ from relay.scenes.render import render
 SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
 NICE = 1  # at the default, 19, what judges would wait for all else that this machine does
 PATIENCE_S = 120
-NAMES = {"gateway": "gateway", "phone": "device", "watch": "device", "judge": "judge", "stranger": "device",
+NAMES = {"gateway": "gateway", "watch": "device", "judge": "judge", "stranger": "device",
          "client": "client", "other": "client"}  # fmt: skip
 
 
@@ -252,14 +252,17 @@ def test_a_device_with_judge_share_sends_a_kept_picture_once(family):
 
 @pytest.fixture
 def judging(tmp_path):
-    """`made(share, queue)`: a dispatcher with nobody there, and its judging; `learned`: what learners were told."""
+    """`made(share, queue)`: a dispatcher with nobody there, its judging, and what nodes would have been `told`."""
 
     def made(**config):
         gateway = GatewayConfig(store=str(tmp_path), http=None, offer=[Offer(family="mini-sd3")])
         ledger, registry = Ledger(tmp_path / "ledger.db"), Registry(1.0)
 
+        told = []
+
         async def nobody(name, message):
-            return False
+            told.append((name, message))
+            return True
 
         dispatcher = Dispatcher(
             gateway, registry, ledger, Planner(gateway.offer), Decider(open_log(tmp_path / "d.db", "off")), nobody
@@ -267,7 +270,7 @@ def judging(tmp_path):
         server = Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway"))
         return SimpleNamespace(
             judging=Judging(JudgeConfig(**config), dispatcher, server, nobody), server=server, dispatcher=dispatcher,
-            ledger=ledger,
+            ledger=ledger, told=told,
         )  # fmt: skip
 
     return made
@@ -365,6 +368,35 @@ def test_scores_that_are_none_are_refused(judging, scores):
     assert asyncio.run(work())
 
 
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_device_that_judges_itself_is_asked_for_its_numbers(judging, expected):
+    """Whether there is a judge process or not."""
+    phone = Peer(name="phone", role="device", key="device/phone")
+    said = Register(name="phone", session="1", holdings=(), batch=1, queue=1, judge="local")
+
+    async def work():
+        made, learned, never = judging(share=1.0), [], []
+        made.judging.expected = expected
+        made.dispatcher.verdicts.on_scores.append(lambda job, scores: learned.append((job, dict(scores))))
+        made.dispatcher.verdicts.on_unjudged.append(never.append)
+        made.dispatcher.registry.register(said, "device", phone.key, b"")
+        for name in ("job-1", "job-2"):
+            made.judging.ended(ended(name))
+        while len(made.told) < 2:
+            await asyncio.sleep(0.01)
+        for message in (Scores(job="job-1", scores={"attributes": 0.5}), Scores(job="job-2", reason="no time")):
+            await made.judging.hear(made.server, b"", phone, message, ())
+        while not learned:
+            await asyncio.sleep(0.01)
+        return made, learned, never
+
+    made, learned, never = asyncio.run(work())
+    assert made.told == [("phone", JudgeThis(job="job-1")), ("phone", JudgeThis(job="job-2"))]
+    assert learned == [("job-1", {"attributes": 0.5})]
+    assert never == ["job-2"]
+    assert made.judging.told()["counters"] == {"sampled": 2, "judged": 1, "declined": 1}
+
+
 # --- real processes ---
 
 
@@ -374,7 +406,7 @@ def running(tmp_path_factory, family):
     for name, role in NAMES.items():
         write_keys(name, role, root / "keys")
     device = {"role": "device", "families": {str(family): ["small"]}}
-    nodes = {"phone": device | {"judge": "local"}, "watch": device | {"judge": "share"}}
+    nodes = {"watch": device | {"judge": "share"}}
     offer = [{"family": str(family), "mode": "edge-only", "steps": 4}]
     with fleet(root / "deployment", nodes, {"offer": offer}, "../keys", judge={"share": 1.0, "nice": NICE}) as up:
         up.keys = root / "keys"
@@ -427,12 +459,6 @@ def test_the_judge_process_scores_what_is_at_the_gateway(running):
     assert status["alive"] is True
     assert status["counters"]["judged"] >= 1
     assert os.getpriority(os.PRIO_PROCESS, running.pid("judge")) == NICE
-
-
-def test_a_picture_on_a_device_that_judges_itself_stays_there(running):
-    told = judged(running, device="phone")
-    assert told["report"]["judged"]["by"] == "phone"
-    assert not image_of(running, told).exists()
 
 
 def test_a_picture_on_a_device_that_shares_goes_to_the_judge_and_is_not_kept(running):
