@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,4 +118,5 @@ def _provenance(
     weights = [
         found for run in runs for name, found in open_run(run).facts.get("weights", {}).items() if name == family
     ]
-    return facts | {"members": weights[0] if weights else "unknown"}
+    facts["members"] = weights[0] if weights else "unknown"
+    return json.loads(json.dumps(facts, default=str))

@@ -8,10 +8,11 @@ reads prompt tokens and does not say whose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relay.errors import FamilyError
@@ -43,13 +44,14 @@ class Tokens:
 
 
 class TokenReader:
-    """Prompts to `Tokens` through one text encoder on the CPU. `TokenReader.of(spec)` loads a family's."""
+    """Prompts to `Tokens`. `TokenReader.of(spec)` loads a family's text encoder, on the CPU."""
 
-    def __init__(self, tokenizer: Any, encoder: Any, digest: str):
-        self.tokenizer, self.encoder, self.digest = tokenizer, encoder, digest
-        self.width: int = encoder.config.hidden_size
-        limits = (tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None))
-        self.longest: int = min(int(limit) for limit in limits if limit is not None)
+    def __init__(
+        self, tokenizer: Any, states: Callable[[torch.Tensor], torch.Tensor], width: int, most: int, digest: str
+    ):
+        """`states`: ids (B, L) to (B, L, width); `most` tokens it takes; `digest` says which encoder it is."""
+        self.tokenizer, self.states, self.width, self.digest = tokenizer, states, width, digest
+        self.longest = min(int(tokenizer.model_max_length), most)
         names = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self._special = {token for token in names if token is not None}
         self._fast = bool(getattr(tokenizer, "is_fast", False))
@@ -59,6 +61,16 @@ class TokenReader:
         """The reader of a family; FamilyError where its text side is not on this machine."""
         part, tokenizer = _parts(spec)
         return _load(part[0], part[1], tokenizer[0], tokenizer[1])
+
+    @staticmethod
+    def around(tokenizer: Any, encoder: Any, digest: str) -> TokenReader:
+        """Around any text encoder of transformers."""
+
+        def states(ids: torch.Tensor) -> torch.Tensor:
+            return encoder(ids, output_hidden_states=True).hidden_states[-2].float()
+
+        most = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
+        return TokenReader(tokenizer, states, encoder.config.hidden_size, most, digest)
 
     def read(self, prompts: Sequence[str]) -> Tokens:
         """Tokens of B prompts; what lies beyond the encoder's length is cut off, as the family's own pipeline does."""
@@ -73,7 +85,7 @@ class TokenReader:
         own = [[token not in self._special for token in row] for row in ids]
         mask = torch.tensor([row + [False] * (length - len(row)) for row in own])
         with torch.inference_mode():
-            states = self.encoder(padded, output_hidden_states=True).hidden_states[-2].float()
+            states = self.states(padded)
         texts = [self.tokenizer.convert_ids_to_tokens(row) for row in ids]
         spans = rows["offset_mapping"] if self._fast else [[(0, 0)] * len(row) for row in ids]
         return Tokens(states.clone(), mask, texts, [[tuple(span) for span in row] for row in spans])
@@ -99,10 +111,25 @@ def _parts(spec: FamilySpec) -> tuple[tuple[Component, str], tuple[Component, st
 def _load(part: Component, cls: str, tokenizer: Component, tokenizer_cls: str) -> TokenReader:
     import transformers
 
-    from relay.checkpoints import load_model, load_tokenizer
+    from relay.checkpoints import load_model, load_tokenizer, read_json, weight_files
+    from scheduler.router.clip_text import ACTIVATIONS, CLASSES, ClipText
 
-    encoder = load_model(getattr(transformers, cls), part, "fp32")
-    return TokenReader(load_tokenizer(getattr(transformers, tokenizer_cls), tokenizer), encoder, _digest(part))
+    digest, reads = _digest(part), load_tokenizer(getattr(transformers, tokenizer_cls), tokenizer)
+    config = read_json(part, "config.json")
+    if cls in CLASSES and config.get("hidden_act", "quick_gelu") in ACTIVATIONS:
+        clip = ClipText(config, _tensors(weight_files(part)))
+        return TokenReader(reads, clip, config["hidden_size"], config["max_position_embeddings"], digest)
+    return TokenReader.around(reads, load_model(getattr(transformers, cls), part, "fp32"), digest)
+
+
+def _tensors(files: list[Path]) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except (SafetensorError, OSError) as error:
+        raise FamilyError(f"{files[0].parent} cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def encoder_digest(spec: FamilySpec) -> str:

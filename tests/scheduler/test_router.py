@@ -1,17 +1,21 @@
 """The token-level router: it learns a rule, names the tokens, keeps its weights safe, and speaks for several families."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from experiments.routing.data import EDGE, FULL, RELAY, RoutingData, Split
 from experiments.training.router import Recipe, fit
 from relay.errors import BadRequest, RelayError
+from relay.family_spec import find_family
 from relay.fingerprint import Fingerprint
 from scheduler.router import store
 from scheduler.router.budget import Budget
+from scheduler.router.clip_text import ClipText
 from scheduler.router.model import RouterNet, Shape
 from scheduler.router.moe import DualGateMoE
 from scheduler.router.router import Router
@@ -34,7 +38,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def reader():
     torch.manual_seed(0)
-    return TokenReader(tiny.tokenizer(), tiny.text_encoder(CLIPTextModel), "0123456789abcdef")
+    return TokenReader.around(tiny.tokenizer(), tiny.text_encoder(CLIPTextModel), "0123456789abcdef")
 
 
 def split(prompts, seed, better=1.0):
@@ -76,6 +80,33 @@ def test_it_learns_the_rule(trained, reader):
         > said.quality[circle, RELAY, 0].mean()
         > said.quality[circle, EDGE, 0].mean()
     )
+
+
+@pytest.mark.parametrize("family", ["mini-sd3", "mini-sdxl"])
+def test_its_own_clip_layers_are_transformers(family):
+    """What the router reads is what the family's own encoder, loaded as diffusers loads it, says."""
+    spec = find_family(family)
+    reader = TokenReader.of(spec)
+    folder = Path(spec.text.repo) / {"mini-sd3": "text_encoder", "mini-sdxl": "text_encoder_2"}[family]
+    encoder = CLIPTextModelWithProjection.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = ["a red heart at the top left and a blue circle, on a yellow background", "the letter A", ""]
+    own = reader.read(prompts)
+    theirs = TokenReader.around(reader.tokenizer, encoder, reader.digest).read(prompts)
+    assert own.states.shape == (3, own.mask.shape[1], reader.width)
+    assert torch.allclose(own.states, theirs.states, atol=1e-4)
+    assert torch.equal(own.mask, theirs.mask)
+    assert not own.mask[2].any()
+
+
+def test_quick_gelu_too():
+    encoder = tiny.text_encoder(CLIPTextModel)
+    encoder.config.hidden_act = "quick_gelu"
+    encoder = CLIPTextModel(encoder.config).eval()
+    own = ClipText(encoder.config.to_dict(), encoder.state_dict())
+    ids = torch.tensor([[2, 5, 7, 3]])
+    with torch.inference_mode():
+        theirs = encoder(ids, output_hidden_states=True).hidden_states[-2]
+    assert torch.allclose(own(ids), theirs, atol=1e-5)
 
 
 def test_selected_tokens_are_the_prompts_own(trained, reader):
