@@ -33,6 +33,7 @@ from nodes.messages import (
     Message,
     NotHere,
     Preview,
+    Refused,
     Result,
     Seen,
     Source,
@@ -70,7 +71,7 @@ class Exchange:
         self.elsewhere: OrderedDict[str, tuple[Checkpoint, bytes, Source]] = OrderedDict()
         self.work, self.work_elsewhere = asyncio.Event(), asyncio.Event()
         self._latents: dict[tuple[str, int], asyncio.Future[bytes | memoryview]] = {}
-        self._seen: dict[tuple[str, int, str, int, int], asyncio.Future[None]] = {}
+        self._seen: dict[tuple[str, int, str, int, int], asyncio.Future[bool]] = {}
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._puts: dict[tuple[str, int], tuple[str, asyncio.Future[bytes | memoryview]]] = {}
         self._early: OrderedDict[tuple[str, int], tuple[str, bytes]] = OrderedDict()
@@ -150,7 +151,11 @@ class Exchange:
                 case Seen():
                     key = (message.job, message.attempt, message.what, message.leg, message.index)
                     if (seen := self._seen.get(key)) and not seen.done():
-                        seen.set_result(None)
+                        seen.set_result(True)
+                case Refused(what="result"):  # a full disk, say: it is sent again
+                    for key, seen in self._seen.items():
+                        if key[0] == message.job and key[2] == "result" and not seen.done():
+                            seen.set_result(False)
 
     # --- out: an edge's own data socket ---
 
@@ -258,7 +263,7 @@ class Exchange:
                 else:
                     if key in self.results:  # its job may have ended meanwhile
                         self.results.move_to_end(key)
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(0.5)
             elif self.checkpoints:
                 _, (message, data) = self.checkpoints.popitem(last=False)
                 if isinstance(message, Checkpoint):
@@ -295,16 +300,23 @@ class Exchange:
         index: int,
         tries: int = 1,
     ) -> bool:
-        """Send and wait for its acknowledgement, for as long as its bytes should take."""
+        """Send and wait for its acknowledgement, for as long as its bytes should take and its connection stands. False
+        where it did not come, or the other side said that it does not take it now."""
         key = (message.job, message.attempt, what, leg, index)
         kind = "image" if what == "result" else "latent"
         future = self._seen[key] = asyncio.get_running_loop().create_future()
         try:
             for _ in range(tries):
-                if await sent(client.send(message, self._padded(kind, data) if data else [])):
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(asyncio.shield(future), client.meter.timeout_for(len(data)))
-                        return True
+                if not await sent(client.send(message, self._padded(kind, data) if data else [])):
+                    continue
+                lost = asyncio.ensure_future(client.connected(after=client.state.number))
+                limit = client.meter.timeout_for(len(data))
+                await asyncio.wait({future, lost}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                renewed = lost.done()
+                lost.cancel()
+                if future.done():
+                    return future.result()
+                if not renewed:  # a connection that was renewed took it along, which says nothing of the line
                     client.meter.gave_up(message)
             return False
         finally:

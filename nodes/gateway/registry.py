@@ -67,7 +67,7 @@ class Registry:
         if before is not None and before.register.session == said.session:
             node.jobs, node.strikes, node.benched_until = before.jobs, before.strikes, before.benched_until
             node.benchings, node.done, node.failed = before.benchings, before.done, before.failed
-            node.last_error = before.last_error
+            node.last_error, node.foreign = before.last_error, before.foreign
         self.nodes[said.name] = node
         for family in {holding.family for holding in said.holdings}:
             self._compare(family)

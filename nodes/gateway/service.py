@@ -305,6 +305,9 @@ class Gateway:
                 png = bytes(payloads[0]) if payloads and len(payloads[0]) else None
                 if await self.dispatcher.result(node, message, png):
                     await self._seen(identity, message, "result")
+                else:
+                    full = Refused(what="result", job=message.job, reason="it cannot be written now", status=507)
+                    await sent(self.data.send(identity, full))
                 self.dispatcher.wake.set()
             case Fetch():
                 job = self._current(node, message.job, message.attempt)

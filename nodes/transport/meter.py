@@ -57,6 +57,8 @@ class Meter:
         if (started := self._pending.pop(_answer(message), None)) is None:
             return
         now, (begin, bytes_) = time.monotonic(), started
+        if self._s_per_byte is not None:  # no slower than this, whatever `gave_up` took it for
+            self._s_per_byte = min(self._s_per_byte, (now - begin) / max(bytes_, 1))
         if bytes_ < SMALLEST:
             self._round_trip_s = _smooth(self._round_trip_s, now - begin, 1 / 8)
             return

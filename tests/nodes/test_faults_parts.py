@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 from itertools import islice
 
 import pytest
@@ -19,8 +20,8 @@ from nodes.gateway import ledger as ledger_module
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.spaces import Claim, foreign
 from nodes.keys import Credentials, Peer
-from nodes.messages import MessageRefused, Result, decode
-from nodes.transport import DATA, Client, Server
+from nodes.messages import MessageRefused, Refused, Result, Seen, decode
+from nodes.transport import DATA, Client, Meter, Server
 
 NODES, CLOCKS = ("edge-1", "edge-2", "phone"), ("gateway", "phone")
 
@@ -99,22 +100,78 @@ def test_a_ledger_of_before_is_taken_up(tmp_path):
 # --- what was found ---
 
 
+@asynccontextmanager
+async def posting():
+    """A gateway's data socket, and the exchange of a device that posts to it: (server, exchange, its task)."""
+    async with Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway")) as server:
+        peer = Peer(name="gateway", role="gateway")
+        async with Client(server.address, DATA, Credentials.plain_text("phone", "device"), peer) as client:
+            exchange = Exchange(client, server.address, lambda *_: client, None)
+            task = asyncio.ensure_future(exchange.post())
+            yield server, exchange, task
+            assert not task.done()
+            task.cancel()
+            await exchange.close()
+
+
+def picture(job):
+    return Result(job=job, attempt=1, width=8, height=8, report={}), [bytes(4000)]
+
+
 def test_a_result_that_is_called_off_while_it_is_sent_ends_no_node():
     async def work():
-        async with Server("tcp://127.0.0.1:*", DATA, Credentials.plain_text("gateway", "gateway")) as server:
-            peer = Peer(name="gateway", role="gateway")
-            async with Client(server.address, DATA, Credentials.plain_text("phone", "device"), peer) as client:
-                exchange = Exchange(client, server.address, lambda *_: client, None)
-                posting = asyncio.ensure_future(exchange.post())
-                exchange.deliver(Result(job="job_1", attempt=1, width=8, height=8, report={}), [b"png"])
-                assert (await server.receive(10)).message.job == "job_1"  # which never says that it has it
-                exchange.release("job_1")
-                exchange.deliver(Result(job="job_2", attempt=1, width=8, height=8, report={}), [b"png"])
-                assert (await server.receive(10)).message.job == "job_2"
-                assert not posting.done()
-                posting.cancel()
+        async with posting() as (server, exchange, _):
+            exchange.deliver(*picture("job_1"))
+            assert (await server.receive(10)).message.job == "job_1"  # which never says that it has it
+            exchange.release("job_1")
+            exchange.deliver(*picture("job_2"))
+            assert (await server.receive(10)).message.job == "job_2"
 
     asyncio.run(work())
+
+
+def test_a_result_that_is_refused_for_now_comes_again_without_its_time_out():
+    async def work():
+        async with posting() as (server, exchange, _):
+            exchange.gateway.meter._s_per_byte = 1.0  # a time-out of hours
+            exchange.deliver(*picture("job_1"))
+            for _ in range(2):
+                identity, _, message, _ = await server.receive(10)
+                full = Refused(what="result", job=message.job, reason="the disk is full", status=507)
+                await server.send(identity, full)
+            identity, _, message, _ = await server.receive(10)
+            await server.send(identity, Seen(job=message.job, attempt=1, what="result"))
+            while exchange.results:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(work())
+
+
+def test_a_result_that_went_with_its_connection_is_sent_again_on_the_next_one():
+    async def work():
+        async with posting() as (server, exchange, _):
+            exchange.gateway.meter._s_per_byte = 1.0
+            exchange.deliver(*picture("job_1"))
+            await server.receive(10)
+            exchange.gateway.reconnect("as if it had been cut")
+            assert (await server.receive(10)).message.job == "job_1"
+
+    asyncio.run(work())
+
+
+def test_a_line_that_was_given_up_on_is_not_slow_for_ever():
+    meter, (result, _) = Meter(), picture("job_1")
+    before = meter.timeout_for(4000)
+    for _ in range(3):
+        meter.sent(result, 4000)
+        meter._pending = {key: (begun - 60, size) for key, (begun, size) in meter._pending.items()}
+        meter.gave_up(result)
+    assert meter.timeout_for(4000) > 100
+    meter.sent(result, 4000)
+    meter.received(
+        Seen(job="job_1", attempt=1, what="result"), 50
+    )  # at once; so small that it says little of a throughput
+    assert meter.timeout_for(4000) <= before
 
 
 # --- disks ---
