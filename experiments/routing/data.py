@@ -48,8 +48,10 @@ class Split:
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Split:
         """The given rows, in the given order."""
         rows = [int(i) for i in rows]
-        texts = (tuple(part[i] for i in rows) for part in (self.prompts, self.scenes, self.complexity))
-        return Split(*texts, self.quality[rows])
+        prompts, scenes, complexity = (
+            tuple(part[i] for i in rows) for part in (self.prompts, self.scenes, self.complexity)
+        )
+        return Split(prompts, scenes, complexity, self.quality[rows])
 
     def mean_quality(self) -> Floats:
         """(N, 3): the mean over the metrics that apply to each prompt; what the promise is about."""
@@ -133,7 +135,9 @@ def load(
     where = ", ".join(map(str, several))
     columns = [f"score_{name}" for name in METRIC_SETS[metrics]]
     if lacking := [column for column in columns if column not in rows.columns]:
-        raise BadRequest(f"{where} holds no scores {', '.join(lacking)}: run it with the metrics scene and clip_quality")
+        raise BadRequest(
+            f"{where} holds no scores {', '.join(lacking)}: run it with the metrics scene and clip_quality"
+        )
     chosen = _by_mode(rows, family, reference)
     if any(frame.is_empty() for frame in chosen.values()):
         raise BadRequest(

@@ -44,6 +44,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     shape: Shape = Shape()
     gamma: float = 3.0
+    weigh: Literal["asked", "equal"] = "asked"  # w_i: 1 / share of prompts that metric i applies to, or all alike
     multi: bool = True
     ways: Ways = "three-way"  # two-way: only edge-only against full-cloud is learned
     epochs: int = 30
@@ -116,11 +117,12 @@ def fit(
 
 
 def metric_weights(data: RoutingData, recipe: Recipe) -> Floats:
-    """w_i, sum 1: 1 / (share of the train prompts that metric i applies to)."""
+    """w_i, sum 1."""
     asked = (~np.isnan(data.train.quality[:, FULL])).mean(axis=0)
     if not asked.all():
         raise BadRequest(f"no train prompt has a score of {data.metrics[int(asked.argmin())]}: let the run go on")
-    return np.asarray((1 / asked) / (1 / asked).sum())
+    weights = 1 / asked if recipe.weigh == "asked" else np.ones_like(asked)
+    return np.asarray(weights / weights.sum())
 
 
 def measured(split: Split, scale: Floats, weights: Floats, recipe: Recipe) -> Targets:

@@ -90,8 +90,8 @@ def figures(trained: Trained, split: Split, data: RoutingData) -> dict[str, floa
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, ties in order of appearance."""
-    ranks = [np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.stack([np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (a, b)])
+    return float(np.corrcoef(ranks.astype(float))[0, 1])
 
 
 def _families(runs: Sequence[Path]) -> list[str]:
