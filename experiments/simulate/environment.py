@@ -132,6 +132,7 @@ class Run:
         self.jobs: dict[str, _Job] = {}  # open ones
         self.decide_s: list[float] = []  # CPU time of the policy's decisions, of some of them
         self._weather_rng, self._retry_rng = generator(seed, "weather"), generator(seed, "retries")
+        self._battery_rng = generator(seed, "batteries")
         self._judged = generator(seed, "judged").random(len(requests)) < self.spec.judged
         self._factors: dict[tuple[str, str], float] = {}  # node, why -> times its link's bandwidth
         self._latents = {family: round(latent) for family, (latent, _) in self.world.sizes.items()}
@@ -155,6 +156,11 @@ class Run:
         clock.at(self.spec.heartbeat_s, self._beat)
         for name, weather in self.spec.weather.items():
             clock.at(self._weather_rng.exponential(weather.mean_s[0]), self._weather, name, 0)
+        if batteries := self.spec.batteries.levels:
+            for name, node in self.nodes.items():
+                if node.battery is not None:
+                    apart = [abs(level - node.battery.level) for level in batteries]
+                    self._charged(name, apart.index(min(apart)))
         with _rarely_collected():
             clock.run()
         rows = [row for row in self._rows if row is not None]
@@ -180,6 +186,17 @@ class Run:
         if self._left:
             stays = self._weather_rng.exponential(weather.mean_s[state])
             self.clock.at(self.clock.now + stays, self._weather, name, state)
+
+    def _charged(self, name: str, state: int) -> None:
+        """A battery is at its level number `state`, and for how long."""
+        own, battery = self.spec.batteries, self.nodes[name].battery
+        assert battery is not None
+        battery.level = own.levels[state]
+        if self._left:
+            stays = self._battery_rng.exponential(own.mean_s[state])
+            count = len(own.levels)
+            after = (state + 1 + int(self._battery_rng.integers(count - 1))) % count
+            self.clock.at(self.clock.now + stays, self._charged, name, after)
 
     def _shift(self, shift: Shift) -> None:
         assert shift.node is not None

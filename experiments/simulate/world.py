@@ -75,10 +75,22 @@ class Weather(_Strict, frozen=True, kw_only=True):
 
 
 class Batteries(_Strict, frozen=True, kw_only=True):
-    """Of devices whose config says how full they are at the start."""
+    """Of devices whose config says how full they are at the start.
+
+    With `levels` a battery goes by itself, as weather does: at levels[i] for mean_s[i] s (exponential), then at another.
+    Else it falls with each step and rises with time: what is drawn now is then paid for later, which no oracle here counts.
+    """
 
     drain_per_step: NotNegative = 0.0  # of one image
     charge_per_s: NotNegative = 0.0
+    levels: list[Share] = []
+    mean_s: list[Positive] = []
+
+    def __post_init__(self) -> None:
+        if len(self.levels) != len(self.mean_s) or len(self.levels) == 1:
+            raise BadRequest("batteries: two or more `levels` need as many `mean_s`")
+        if self.levels and (self.drain_per_step or self.charge_per_s):
+            raise BadRequest("batteries: levels go by themselves, without drain_per_step and charge_per_s")
 
 
 class WorldSpec(_Strict, frozen=True, kw_only=True):

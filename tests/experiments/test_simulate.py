@@ -247,6 +247,23 @@ def test_outcomes_are_learned_after_they_are_known():
     assert {str(row.action.program) for row in rows} == {told["program"] for told in policy.told}
 
 
+def test_batteries_fall_with_work_or_go_by_themselves():
+    levels = {"batteries": {"levels": [0.9, 0.5, 0.1], "mean_s": [1.0, 1.0, 1.0]}}
+    drained = {"batteries": {"drain_per_step": 0.001}}
+    seen = {}
+    for name, changes in (("levels", levels), ("drained", drained)):
+        for text in (TEXTS[0], TEXTS[2]):  # full-cloud, edge-only
+            rows = Simulation(world(**changes), scores(), reward, keep_contexts=True).run(
+                load_policy("fixed", program=text), asked(80, 4.0)
+            )
+            seen[name, text] = [row.context.nodes["phone"].battery for row in rows]
+    assert seen["levels", TEXTS[0]] == seen["levels", TEXTS[2]]
+    assert set(seen["levels", TEXTS[0]]) == {0.9, 0.5, 0.1}
+    assert set(seen["drained", TEXTS[0]]) == {0.5}
+    assert seen["drained", TEXTS[2]] == sorted(seen["drained", TEXTS[2]], reverse=True)
+    assert seen["drained", TEXTS[2]][-1] == pytest.approx(max(0.0, 0.5 - 80 * 10 * 0.001), abs=0.06)
+
+
 def test_what_is_not_judged_has_no_reward_to_learn_from():
     policy = Uniform()
     rows = Simulation(world(judged=0.5), scores(), reward).run(policy, asked(200, 20.0))
