@@ -226,6 +226,11 @@ class Router:
             made.threshold(budget)
         return made
 
+    def watch(self, recent: Sequence[str], level: float = 0.01) -> promises.Watch:
+        """Whether recent prompts are still like those that promises and prices were calibrated on."""
+        said = self.predict(recent)
+        return promises.watch(self.calibration, said.advantage, said.quality, level)
+
     @cached_property
     def calibration(self) -> Calibration:
         """What the families' routers together said of the held-out prompts, and what the chosen families drew."""

@@ -167,6 +167,14 @@ def test_a_promise_decides_and_says_what_it_covers(trained, reader):
         router.promise(0.06, 0.2, budget=Budget(full=0.0, relay=0.0))
 
 
+def test_it_says_when_prompts_have_changed(trained, reader):
+    router = Router([trained], [reader])
+    assert not router.watch(PROMPTS).shifted
+    said = router.watch([prompt for prompt in PROMPTS if "circle" in prompt] * 2)
+    assert said.shifted
+    assert said.prompts == 64
+
+
 def test_two_ways_three_ablations_and_few_prompts(reader):
     data, change = routing_data(), {"ways": "two-way", "multi": False, "epochs": 4}
     shape = Shape(width=16, layers=1, heads=2, select=False, dual=False)
