@@ -11,15 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry, generate_latest
 from tiny import PROMPT, build_sd3, write_family
 
 from nodes.asker import Asker, RefusedByGateway
+from nodes.commands.ask import status_table
 from nodes.deployment import Deployment, GatewayConfig, JudgeConfig, NodeConfig, Offer, read_deployment
 from nodes.exchange import Exchange
 from nodes.fleet import fleet
 from nodes.gateway.deciding import Decider, open_log
 from nodes.gateway.dispatcher import Dispatcher
 from nodes.gateway.jobs import Job
+from nodes.gateway.judge_metrics import JudgeMetrics
 from nodes.gateway.judging import Judging
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
@@ -354,6 +357,14 @@ def test_scores_count_once_and_only_from_whom_the_picture_was_given_to(judging):
     told = made.judging.told()
     assert told["counters"] == {"sampled": 2, "gone": 1, "judged": 1, "refused": 4}
     assert made.dispatcher.verdicts.counters["unlearned"] == 1
+    shown = CollectorRegistry()
+    shown.register(JudgeMetrics(made.judging, made.dispatcher.verdicts))
+    text = generate_latest(shown).decode()
+    for line in ("relay_judge_judged_total 1.0", "relay_judge_alive 1.0", "relay_judge_lag_seconds_count 1.0"):
+        assert line in text
+    assert 'relay_score_sum{column="attributes",mode="edge-only"} 0.5' in text
+    nodes = {"gateway": "g", "version": "", "up_s": 1, "policy": "p", "stages": {}, "counters": {}, "nodes": []}
+    assert "judge alive (waiting): 2 sampled, 1 judged, 0 dropped, lag" in status_table(nodes | {"judge": told}).title
 
 
 @pytest.mark.parametrize("scores", [{"a": math.inf}, {"a": math.nan}, {"a b": 1.0}, {str(i): 1.0 for i in range(99)}])
