@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from nodes.deployment import Deployment, JudgeConfig, read_deployment
 from nodes.keys import Peer
 from nodes.messages import JudgeHere, Refused, Scores, ToJudge
-from nodes.own_process import lower_priority, memory_bytes
+from nodes.own_process import leave, lower_priority, memory_bytes
 from nodes.process import credentials, gateway_key, on_signals, spare_memory
 from nodes.scoring import Scored, Scorer
 from nodes.tasks import background
@@ -60,6 +60,7 @@ def run_judge(path: Path) -> None:
             await judge.run()
 
     asyncio.run(main())
+    leave()
 
 
 def _families(deployment: Deployment) -> dict[str, FamilySpec]:

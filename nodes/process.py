@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.deployment import Deployment, NodeConfig, node_of, read_deployment
 from nodes.keys import AllowList, Credentials, Peer, load_public, load_secret
+from nodes.own_process import leave
 from relay.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run_gateway(path: Path) -> None:
             await gateway.run()
 
     asyncio.run(main())
+    leave()
 
 
 def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] | None = None) -> None:
@@ -126,6 +128,7 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
                     await socket.close()
 
     asyncio.run(main())
+    leave()
 
 
 def _local_user(node: Any, config: NodeConfig, deployment: Deployment) -> Any:

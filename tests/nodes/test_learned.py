@@ -9,6 +9,7 @@ import pytest
 from nodes.cli import main
 from nodes.fleet import fleet
 from nodes.gateway.learning import MODEL
+from scheduler.bandit_file import read_bandit
 from scheduler.decision_log import read_log
 
 PROMPTS = ("a large red heart at the top left", 'the word "CAT" in red', "two small blue circles and a green star")
@@ -98,7 +99,7 @@ def test_the_status_shows_the_last_decision_and_its_reason(running, capsys, monk
 def test_what_was_learned_survives_a_kill_and_a_damaged_file_is_done_without(running):
     learned = running.status()["decisions"]["learned"]
     ends = time.monotonic() + 30
-    while not (running.store / MODEL).exists():
+    while not (running.store / MODEL).exists() or read_bandit(running.store / MODEL).learned < learned:
         assert time.monotonic() < ends
         time.sleep(0.2)
     running.kill("gateway", signal.SIGKILL)
