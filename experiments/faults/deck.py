@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.faults.clock import Clocks
 from experiments.faults.disk import SmallDisk
-from experiments.faults.strangers import NOT_REACHED, Strangers
+from experiments.faults.strangers import GOOD, Strangers
 
 # A kind that stands twice comes twice as often.
 DECK = (
@@ -121,7 +121,8 @@ async def _act(ground: Ground, asker: Any, fault: Fault) -> None:
             async with _outage(ground):
                 await asyncio.to_thread(ground.disk.fill, running.pid("gateway"))
                 try:
-                    await asyncio.sleep(fault.hold)
+                    told, _ = await asyncio.gather(ground.strangers.at_a_full_disk(rng), asyncio.sleep(fault.hold))
+                    ground.strangers_ended[f"full disk: {told}"] += 1
                 finally:
                     await asyncio.to_thread(ground.disk.empty)
         case stranger:
@@ -188,7 +189,4 @@ def resident(running: Any) -> int:
 
 def let_in(ground: Ground) -> list[str]:
     """Strangers of whom something else became than should have."""
-    from experiments.faults.strangers import REFUSED, STOOD
-
-    good = (REFUSED, STOOD, NOT_REACHED)
-    return [said for said in ground.strangers_ended if said.split(": ", 1)[1] not in good]
+    return [said for said in ground.strangers_ended if said.split(": ", 1)[1] not in GOOD]

@@ -1,6 +1,6 @@
 """Peers that a deployment must stand: a key on no list, another version, corrupted frames, somebody who never reads.
 
-Each says what became of it in one word of `REFUSED`, `LET_IN` or `NOT_REACHED` (what it dialled is just being started
+Each says what became of it: `REFUSED`, `LET_IN` or `NOT_REACHED` (what it dialled is just being started
 again); those that are let in and must be stood say `STOOD`.
 """
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import zmq.asyncio
 
 REFUSED, LET_IN, NOT_REACHED, STOOD = "refused", "let in", "not reached", "stood"
+FULL, ROOM = "told 507", "found room"
+GOOD = (REFUSED, NOT_REACHED, STOOD, FULL, ROOM)
 WAIT_S = 3.0
 KEPT = 6  # of those who never read stay connected at a time
 
@@ -84,6 +86,25 @@ class Strangers:
                     for frames in corruptions(rng, 20):
                         await dealer.send_multipart(frames)
         return STOOD
+
+    async def at_a_full_disk(self, rng: random.Random) -> str:
+        """Asks until it is told that the disk is full; what was accepted before, in pages that were left, must end too."""
+        from nodes.messages import Accepted, Refused, Submit, decode, encode
+
+        with _Dealer(self.control, self.visitor, self.gateway) as dealer:
+            for ref in range(1, 21):
+                request = {"prompt": "a red circle " * 150, "seed": rng.randrange(1 << 20)}
+                try:
+                    async with asyncio.timeout(WAIT_S):
+                        await dealer.send_multipart(encode(Submit(request=request, ref=ref)))
+                        message, _ = decode(await dealer.recv_multipart())
+                except TimeoutError:
+                    return NOT_REACHED
+                if isinstance(message, Refused):
+                    return FULL if message.status == 507 else f"answered {message.status}"
+                if not isinstance(message, Accepted):
+                    return f"answered {message}"
+        return ROOM
 
     async def never_reads(self, rng: random.Random) -> str:
         """Asks and asks, over ZeroMQ and over HTTP, takes no answer, and stays."""

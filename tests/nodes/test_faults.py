@@ -41,7 +41,7 @@ def test_every_kind_of_fault_came_and_work_was_done_again(outcome):
     assert set(outcome.faults) == set(DECK) - set(outcome.left_out)
     assert outcome.attempts > REQUESTS
     assert outcome.steps_paid > outcome.steps_asked
-    assert outcome.refusals["507"] > 0  # the disk was full, and is not any more
+    assert outcome.strangers["full disk: told 507"] > 0  # and there is room again: all of them end
 
 
 def test_strangers_are_refused_and_what_they_asked_ends_too(outcome):
