@@ -18,8 +18,9 @@ from scheduler.policy import Replayable
 OFFER = actions(ARMS)
 
 
-def test_it_learns_which_arm_suits_which_request():
-    value, decisions = play(Bandit(seed=1), Problem(1), 500)
+@pytest.mark.parametrize("seed", range(3))
+def test_it_learns_which_arm_suits_which_request(seed):
+    value, decisions = play(Bandit(seed=seed), Problem(seed), 500)
     assert value > UNIFORM + 0.4
     assert all(decision.notes["version"].startswith("squarecb-f") for decision in decisions)
 
