@@ -11,6 +11,8 @@ in one run, with the batch curve measured again in each turn:
 
 The share of the curve is the engine's images x steps a second over max B / t(B), B up to N: what perfect batching of
 this machine would make.
+
+The command then asks the same of real HTTP servers, with whole programs, encoding and decoding: `experiments.served_bench`.
 """
 
 from __future__ import annotations
@@ -82,18 +84,27 @@ def engine_bench(
     threads: int = 2,
     device: str | None = None,
     dtype: str | None = None,
+    served: Annotated[bool, typer.Option(help="Behind HTTP as well, in fp32 on the CPU.")] = True,
+    service: Annotated[bool, typer.Option(help="And behind our gateway.")] = True,
 ) -> None:
     """Requests per second and median latency of the step engine, as ratios to two other ways of serving."""
     import torch
 
+    from experiments import served_bench
     from experiments.provenance import write_result
     from nodes.session import quiet_libraries
 
     quiet_libraries()
     torch.set_num_threads(threads)
     askers = [int(part) for part in concurrency.split(",")]
-    results = {name: measure(name, askers, steps, repeats, device, dtype) for name in family or FAMILIES}
-    write_result(out, "Step engine", "\n".join(table(name, result) for name, result in results.items()), results)
+    results, text = {}, []
+    for name in family or FAMILIES:
+        results[name] = measure(name, askers, steps, repeats, device, dtype)
+        text.append(table(name, results[name]))
+        if served:
+            results[name]["served"] = served_bench.measure_served(name, askers, steps, repeats, threads, service)
+            text.append(served_bench.table(name, results[name]["served"]))
+    write_result(out, "Step engine", "\n".join(text), results)
 
 
 def measure(
@@ -261,7 +272,7 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, dict[int, dict[str, float]
 
 
 def table(name: str, result: dict[str, Any]) -> str:
-    lines = [f"## {name}, large member, T = {result['T']}, guided", ""]
+    lines = [f"## {name} in one process, large member alone, T = {result['T']}, guided", ""]
     curves = [turn["curve"] for turn in result["turns"]]
     curve = {b: statistics.median(each[b] for each in curves) for b in curves[0]}
     lines += [
