@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.routing.baselines import candidates, defaults, make
+from experiments.routing.baselines import candidates, make, meaning
 from experiments.routing.baselines.base import asked, pair
-from experiments.routing.data import RoutingData
+from experiments.routing.data import RoutingData, load
 from experiments.routing.delta_p import curve, gaps, worth_by
 from experiments.routing.embeddings import Embeddings
 from relay.errors import RelayError
@@ -82,7 +82,9 @@ class Bench:
         return cell
 
     def _digest(self, router: str, settings: Mapping[str, Any]) -> str:
-        said = json.dumps([VERSION, self.data.digest, router, defaults(router), dict(settings)], sort_keys=True)
+        said = json.dumps(
+            [VERSION, self.data.digest, router, meaning(router, settings), dict(settings)], sort_keys=True
+        )
         return blake2b(said.encode(), digest_size=6).hexdigest()
 
 
@@ -96,6 +98,30 @@ def objective(data: RoutingData, clear: Sequence[str], scores: Floats) -> float:
     small, large = pair(chosen.validation)
     value = 100 * worth_by(large, small, chosen.gap(), asked(chosen)) / len(chosen.validation)
     return float(np.mean([curve(scores, value, tie).mean() for tie in range(5)]))
+
+
+def other_seeds(bench: Bench, runs: Sequence[str]) -> Cell | None:
+    """The best order that knowing other seeds' pictures of the test prompts gives: about what a prompt can tell at most.
+
+    None where the runs do not hold every test prompt yet.
+    """
+    if not any((Path(run) / "outcomes").is_dir() for run in runs):
+        return None
+    found = load(runs, bench.data.family, bench.data.metric_set).test
+    where = {prompt: i for i, prompt in enumerate(found.prompts)}
+    test = bench.data.test.prompts
+    if not all(prompt in where for prompt in test):
+        return None
+    small, large = pair(found.take([where[prompt] for prompt in test]))
+    columns = [bench.data.metrics.index(metric) for metric in bench.clear or bench.data.metrics]
+    gap = bench.data.only(bench.clear or bench.data.metrics).gap()
+    weights = asked(bench.data)[columns]
+    scores = -worth_by(large[:, columns], small[:, columns], gap, weights)
+    nothing = [0.0] * len(bench.data.validation)
+    return Cell(
+        router="oracle-seeds", settings={}, seed=0, validation=nothing, test=scores.tolist(), seconds=0.0, capped=False,
+        objective=0.0,
+    )  # fmt: skip
 
 
 def chosen_cells(bench: Bench, router: str, tries: int, seeds: int, say: Say) -> list[Cell]:

@@ -83,7 +83,7 @@ def load_bench(comparison: Comparison, family: str, metric_set: Any, on: str) ->
 def fit_all(bench: Bench, comparison: Comparison) -> Mapping[str, list[Cell]]:
     """Router -> one cell a seed; ablations of the token router last, with its settings."""
     from experiments.routing.baselines import ABLATIONS
-    from experiments.routing.cells import chosen_cells, fitted
+    from experiments.routing.cells import chosen_cells, fitted, other_seeds
     from relay.errors import BadRequest
 
     began = time.monotonic()
@@ -95,6 +95,11 @@ def fit_all(bench: Bench, comparison: Comparison) -> Mapping[str, list[Cell]]:
     cells: dict[str, list[Cell]] = {}
     for router in comparison.routers:
         cells[router] = chosen_cells(bench, router, comparison.tries, comparison.seeds, say)
+    if comparison.other_seeds:
+        if cell := other_seeds(bench, comparison.other_seeds):
+            cells["oracle-seeds"] = [cell]
+        else:
+            say(f"{', '.join(comparison.other_seeds)} does not hold every test prompt: no oracle by other seeds")
     if bench.data.metric_set != comparison.metrics[0]:
         return cells
     for name in comparison.ablations:

@@ -32,7 +32,7 @@ def dp_against_share(families: Sequence[dict[str, Any]]) -> bytes:
                 ax.plot(share, row["curve"], color=RELAY, linewidth=2.4, label=label, zorder=5)
             elif name in ORACLES:
                 ax.plot(share, row["curve"], color=ink, linewidth=1.2, alpha=0.7, label=label,
-                        linestyle=":" if name == "oracle-dp" else "--")  # fmt: skip
+                        linestyle={"oracle-dp": ":", "oracle-seeds": "-."}.get(name, "--"))  # fmt: skip
             elif name == "random":
                 ax.plot(share, row["curve"], color=ink, linewidth=1.2, alpha=0.4, label=label)
             else:

@@ -35,7 +35,7 @@ from experiments.routing.three_way import WAYS, blend, mode_costs, spend
 
 Floats = NDArray[np.float64]
 OURS = "token"
-ORACLES = ("oracle-prs", "oracle-dp")
+ORACLES = ("oracle-prs", "oracle-dp", "oracle-seeds")
 SHARES = 50  # points of a drawn curve
 
 

@@ -14,7 +14,7 @@ NAMES = {
     "random": "Random", "noun-count": "Noun count", "routellm-bert": "RouteLLM-BERT, adapted",
     "routellm-mf": "RouteLLM-MF, adapted", "hybrid-llm": "Hybrid LLM, adapted", "zooter": "ZOOTER, adapted",
     "boosted-tree": "Boosted tree", OURS: "**Token-level router**", "oracle-prs": "Oracle: true PRS",
-    "oracle-dp": "Oracle: true worth in dP",
+    "oracle-dp": "Oracle: true worth in dP", "oracle-seeds": "Oracle: mean worth over other seeds' pictures",
 }  # fmt: skip
 SETS = {"clip": "RouteT2I's ten qualities", "scene": "the scene judge's categories"}
 

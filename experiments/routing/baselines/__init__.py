@@ -32,12 +32,12 @@ def make(name: str, embeddings: Embeddings, settings: Mapping[str, Any]) -> Prom
     return cls(**given, **settings)
 
 
-def defaults(name: str) -> dict[str, Any]:
-    """The settings that a router has where none are said, so far as they are plain values."""
-    said = getattr(_class(name), "defaults", None)
-    if said is not None:
-        return said()
-    return {f.name: f.default for f in fields(_class(name)) if isinstance(f.default, (int, float, str))}
+def meaning(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the router would be fitted with, besides `settings`: its defaults, so far as they are plain values."""
+    cls = _class(name)
+    if hasattr(cls, "meaning"):
+        return cls.meaning(settings)
+    return {f.name: f.default for f in fields(cls) if isinstance(f.default, (int, float, str))}
 
 
 def candidates(name: str, tries: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -61,4 +61,4 @@ def _class(name: str) -> Any:
     return ROUTERS[name]
 
 
-__all__ = ["ABLATIONS", "ROUTERS", "candidates", "defaults", "make"]
+__all__ = ["ABLATIONS", "ROUTERS", "candidates", "make", "meaning"]

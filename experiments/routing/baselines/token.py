@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,16 +44,20 @@ class TokenRouter:
         "width": (32, 64), "layers": (1, 2), "rank": (4, 8), "top_k": (3, 6, 12), "dropout": (0.1, 0.3),
     }  # fmt: skip
 
-    @staticmethod
-    def defaults() -> dict[str, Any]:
-        return msgspec.to_builtins(Recipe())
-
-    def fit(self, data: RoutingData, seed: int) -> None:
+    def recipe(self) -> Recipe:
+        """The training's recipe with what the settings say otherwise."""
         said = {key: value for key, value in vars(self).items() if value is not None and not key.startswith("_")}
         base = Recipe()
         shape = msgspec.structs.replace(base.shape, **{k: v for k, v in said.items() if k in _SHAPE})
-        rest = {k: v for k, v in said.items() if k not in _SHAPE}
-        self._router = RouteT2I(msgspec.structs.replace(base, shape=shape, **rest))
+        return msgspec.structs.replace(base, shape=shape, **{k: v for k, v in said.items() if k not in _SHAPE})
+
+    @staticmethod
+    def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a cell is known by: a recipe whose defaults change is another cell only where they count."""
+        return msgspec.to_builtins(TokenRouter(**settings).recipe())
+
+    def fit(self, data: RoutingData, seed: int) -> None:
+        self._router = RouteT2I(self.recipe())
         self._router.fit(data, seed)
 
     def score(self, split: Split) -> Floats:
