@@ -229,7 +229,7 @@ class Run:
         actions = self.world.actions(job.device)
         context = Context(
             job=_name(request), prompt=request.prompt.text, nodes={n: node.state for n, node in self.nodes.items()},
-            preference=1.0 - request.preference,  # a workload's 1 asks for quality, a context's for speed
+            preference=request.preference,
             deadline_s=job.late - now, latent_bytes=self._latents, image_bytes=self._images, attempt=attempt,
         )  # fmt: skip
         if job.number % TIMED:

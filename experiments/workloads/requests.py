@@ -22,7 +22,7 @@ class TimedRequest(msgspec.Struct, frozen=True):
     index: int
     arrival_s: float  # from the start of the workload
     prompt: Prompt
-    preference: float  # 0: speed is all, 1: quality is all
+    preference: float  # 0: quality is all, 1: speed is all, as everywhere
     deadline_s: float | None  # after the arrival; None: whenever
     seed: int  # of the image
 
