@@ -6,10 +6,11 @@
 The rule has one threshold t: a prompt gets the cheapest mode whose advantage falls short of full-cloud's by at most t.
 At t = -1 everything is full-cloud and the loss is 0. Learn-then-Test (Angelopoulos et al. 2021, arXiv 2110.01052)
 with fixed-sequence testing: "E[loss at t] > epsilon" is tested for t on a grid fixed beforehand, from the safest up, each
-at level delta, until one cannot be rejected; all before it hold together. The p-value is Hoeffding-Bentkus (Bates et al.
-2021, arXiv 2101.02703), valid for any loss in 0..1. The variant in expectation, without delta, is conformal risk control
-(Angelopoulos et al. 2022, arXiv 2208.02814): E[loss] <= epsilon over calibration and prompt together, made to hold for
-losses that do not grow with t by taking each prompt's running maximum.
+at level delta, until one cannot be rejected; all before it hold together. Two p-values, both valid for any loss in 0..1:
+Hoeffding-Bentkus (Bates et al. 2021, arXiv 2101.02703), which knows the mean alone, and betting (Waudby-Smith and Ramdas
+2020, arXiv 2010.09686), which also gains from losses that vary little, as ours do; it is the default. The variant in
+expectation, without delta, is conformal risk control (Angelopoulos et al. 2022, arXiv 2208.02814): E[loss] <= epsilon
+over calibration and prompt together, made to hold for losses that do not grow with t by each prompt's running maximum.
 
 It holds for prompts like those that it was calibrated on: `Promise.watch` tests that, and for what it was calibrated to
 serve: exploration is counted in, and `Promise.covers` says which programs are.
@@ -32,10 +33,10 @@ from scheduler.router.trained import Calibration
 
 Floats = NDArray[np.float64]
 Modes = NDArray[np.int64]
-Method = Literal["ltt", "crc"]
+Method = Literal["betting", "hoeffding-bentkus", "conformal"]
 
-# Advantages lie in -1/2..1/2, so that -1 means everything full-cloud; it comes first.
-GRID: tuple[float, ...] = (-1.0, *np.linspace(-0.5, 0.5, 501).tolist())
+# Advantages lie in -1/2..1/2, so that -1 means everything full-cloud; it comes first. Densest at 0, where prompts are.
+GRID: tuple[float, ...] = (-1.0, *(0.5 * u * abs(u) for u in np.linspace(-1, 1, 501).tolist()))
 
 
 def serve(advantage: Floats, threshold: float, modes: Sequence[int] = (FULL, RELAY, EDGE)) -> Modes:
@@ -71,6 +72,25 @@ def p_value(mean: float, count: int, epsilon: float) -> float:
         return 1.0
     divergence = (mean * log(mean / epsilon) if mean > 0 else 0.0) + (1 - mean) * log((1 - mean) / (1 - epsilon))
     return min(1.0, exp(-count * divergence), e * binomial_cdf(ceil(count * mean - 1e-9), count, epsilon))
+
+
+def betting_p_values(loss: Floats, epsilon: float, delta: float) -> Floats:
+    """P-values (G,) of "E[loss] > epsilon" for losses (N, G) in 0..1, by betting against it prompt by prompt.
+
+    The capital prod_i (1 - b_i (loss_i - epsilon)), with bets 0 <= b_i <= 1 that only know the prompts before, is a
+    supermartingale if the mean exceeds epsilon: it reaches 1/p with probability p at most (Ville). The bets are the
+    predictable plug-in ones, for level delta. The prompts are taken in an order drawn once, not in the run's, which goes
+    class by class.
+    """
+    count = len(loss)
+    x = loss[np.random.default_rng(0).permutation(count)]
+    i = np.arange(1, count + 1)[:, None]
+    mean = (0.5 + x.cumsum(axis=0)) / (i + 1)
+    variance = (0.25 + np.square(x - mean).cumsum(axis=0)) / (i + 1)
+    before = np.concatenate([np.full((1, x.shape[1]), 0.25), variance[:-1]])
+    bets = np.minimum(1.0, np.sqrt(2 * log(1 / delta) / (count * before)))
+    capital = np.log1p(-bets * (x - epsilon)).cumsum(axis=0)
+    return np.asarray(np.exp(-np.maximum(capital.max(axis=0), 0.0)))
 
 
 def binomial_cdf(most: int, count: int, share: float) -> float:
@@ -148,6 +168,7 @@ def calibrate(
     programs: Mapping[str, str] | None = None,
     explore: float = 0.0,
     modes: Sequence[int] = (FULL, RELAY, EDGE),
+    method: Method = "betting",
 ) -> Promise:
     """The promise that these prompts allow. `delta` None: conformal risk control, in expectation.
 
@@ -160,11 +181,16 @@ def calibrate(
     chosen = _served_along(calibration.advantage, grid, modes)
     loss = _loss_along(losses(calibration.outcome), chosen, explore)
     means = loss.mean(axis=0)
-    upper = (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1.0) / (count + 1)
+    if delta is None:
+        method = "conformal"
+        fine = (np.maximum.accumulate(loss, axis=1).sum(axis=0) + 1.0) / (count + 1) <= epsilon
+    elif method == "betting":
+        fine = betting_p_values(loss, epsilon, delta) <= delta
+    else:
+        fine = np.array([p_value(float(mean), count, epsilon) <= delta for mean in means])
+    last = len(GRID) if fine.all() else int(fine.argmin())  # the first that fails ends the sequence
     held: list[Held] = []
-    for g, threshold in enumerate(GRID):
-        if (upper[g] > epsilon) if delta is None else (p_value(float(means[g]), count, epsilon) > delta):
-            break
+    for g, threshold in enumerate(GRID[:last]):
         share = shares(chosen[:, g])
         held.append(Held(threshold, (float(share[0]), float(share[1]), float(share[2])), float(means[g])))
     if not held:
@@ -172,7 +198,6 @@ def calibrate(
             f"mean loss <= {epsilon:g} cannot be promised from {count} prompts with exploration {explore:g}, not even with"
             " full-cloud for every prompt: calibrate on more prompts, explore less, or raise epsilon"
         )
-    method: Method = "crc" if delta is None else "ltt"
     return Promise(
         epsilon=epsilon, delta=delta, method=method, explore=explore, prompts=count,
         held=tuple(_without_repeats(held)), programs=dict(programs or {}),

@@ -9,6 +9,7 @@ from relay.errors import BadRequest
 from scheduler.router.budget import Budget
 from scheduler.router.promise import (
     GRID,
+    betting_p_values,
     binomial_cdf,
     calibrate,
     kolmogorov_smirnov,
@@ -55,11 +56,22 @@ def test_p_value_is_valid_at_the_boundary():
             assert (values <= delta).mean() <= delta + 3 * (delta * (1 - delta) / 4000) ** 0.5
 
 
-def test_coverage_of_learn_then_test():
-    truth, epsilon, delta, rounds = world(200_000, 99), 0.08, 0.2, 200
+def test_betting_is_valid_at_the_boundary_and_stronger_where_losses_vary_little():
+    rng = np.random.default_rng(0)
+    for scale in (1.0, 0.4):
+        values = betting_p_values((rng.random((60, 4000)) < 0.1 / scale) * scale, 0.1, 0.1)
+        for delta in (0.05, 0.2):
+            assert (values <= delta).mean() <= delta + 3 * (delta * (1 - delta) / 4000) ** 0.5
+    steady = (rng.random((400, 1)) < 0.2) * 0.2
+    assert betting_p_values(steady, 0.06, 0.1)[0] < p_value(float(steady.mean()), 400, 0.06) / 3
+
+
+@pytest.mark.parametrize("method", ["betting", "hoeffding-bentkus"])
+def test_coverage_of_learn_then_test(method):
+    truth, epsilon, delta, rounds = world(100_000, 99), 0.08, 0.2, 120
     failed, saved = 0, []
     for seed in range(rounds):
-        promise = calibrate(world(250, seed), epsilon, delta)
+        promise = calibrate(world(250, seed), epsilon, delta, method=method)
         threshold = promise.threshold()
         failed += risk(truth, threshold) > epsilon
         saved.append(1 - promise.held[-1].shares[FULL])
