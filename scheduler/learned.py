@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from relay.errors import RelayError
-from scheduler.policy import Action, Context, Decision, Policy
+from scheduler.policy import Action, Context, Decision, Policy, Replayable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,8 +59,8 @@ class Learned:
         try:
             self._read[prompt] = self.router.predict([prompt])
             self.router_error = ""
-        except (RelayError, RuntimeError, ValueError, OSError) as error:
-            self.router_error = str(error)
+        except Exception as error:  # whatever it is, requests are served without it
+            self.router_error = f"{type(error).__name__}: {error}"
             return
         while len(self._read) > _KEPT:
             self._read.popitem(last=False)
@@ -75,13 +74,34 @@ class Learned:
         context = msgspec.structs.replace(context, notes={**context.notes, **quality_notes(routed)})
         return self._kept(context, self.bandit.decide(context, mine), routed, len(actions))
 
+    def distribution(self, context: Context, actions: Sequence[Action]) -> np.ndarray:
+        """The probability of each action (A,) if `decide` were called now. A log that keeps no prompts lets the router read
+        nothing: then it is the bandit's alone."""
+        import numpy as np
+
+        asks = self.bandit
+        assert isinstance(asks, Replayable)
+        modes = list(dict.fromkeys(action.program.mode for action in actions))
+        routed = self._routed(context.prompt, modes, explore=0.0) if context.prompt else None
+        if routed is None:
+            return np.asarray(asks.distribution(context, actions))
+        context = msgspec.structs.replace(context, notes={**context.notes, **quality_notes(routed)})
+        p = np.zeros(len(actions))
+        for mode in modes:
+            mine = [i for i, action in enumerate(actions) if action.program.mode == mode]
+            others = max(len(modes) - 1, 1)
+            share = 1 - self.explore * (len(modes) > 1) if mode == routed.mode else self.explore / others
+            if share > 0:
+                p[mine] = share * np.asarray(asks.distribution(context, [actions[i] for i in mine]))
+        return p
+
     def learn(self, decision: Decision, outcome: Mapping[str, Any]) -> None:
         """The bandit learns what it chose among the mode's actions; the router is trained apart."""
         inner = self._inner.pop(decision.id, None)
         if inner is not None:
             self.bandit.learn(inner, outcome)
 
-    def _routed(self, prompt: str, modes: Sequence[str]) -> RouterDecision | None:
+    def _routed(self, prompt: str, modes: Sequence[str], explore: float | None = None) -> RouterDecision | None:
         from scheduler.router.settings import MODES
 
         known = [mode for mode in modes if mode in MODES]
@@ -90,7 +110,12 @@ class Learned:
         if self.router is None or said is None or len(known) < len(modes):
             return None
         return self.router.choose(
-            said, self.budget, explore=self.explore, rng=self.rng, allowed=known, promise=self.promise
+            said,
+            self.budget,
+            explore=self.explore if explore is None else explore,
+            rng=self.rng,
+            allowed=known,
+            promise=self.promise,
         )
 
     def _kept(self, context: Context, inner: Decision, routed: RouterDecision | None, actions: int) -> Decision:
