@@ -78,7 +78,9 @@ class Batches:
     def __init__(self, family: str, threads: int, most: int):
         self.most = most
         self._waiting: queue.SimpleQueue[tuple[Any, Future[bytes]]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, args=(family, threads), daemon=True).start()
+        loaded: Future[None] = Future()
+        threading.Thread(target=self._work, args=(family, threads, loaded), daemon=True).start()
+        loaded.result()  # one after the other: transformers patches torch's initialisation while it loads, for all threads
 
     def submit(self, prompt: str, seed: int, program: str) -> Future[bytes]:
         from experiments.diffusers_relay import Wanted
@@ -87,14 +89,19 @@ class Batches:
         self._waiting.put((Wanted(prompt, seed, program), future))
         return future
 
-    def _work(self, family: str, threads: int) -> None:
+    def _work(self, family: str, threads: int, loaded: Future[None]) -> None:
         import torch
 
         from experiments.diffusers_relay import DiffusersRelay
         from relay.family import Family
 
         torch.set_num_threads(threads)
-        relay = DiffusersRelay(Family.load(family))
+        try:
+            relay = DiffusersRelay(Family.load(family))
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         while True:
             batch = [self._waiting.get()]
             while len(batch) < self.most and not self._waiting.empty():
