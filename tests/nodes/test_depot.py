@@ -2,7 +2,8 @@
 
 from nodes.depot import CHECKPOINT, Depot, Waiting
 
-WALKER, STRANGER = Waiting(b"1", "device/phone", 1), Waiting(b"2", "device/other", 1)
+FOR_EVER = float("inf")
+WALKER, STRANGER = Waiting(b"1", "device/phone", 1, asked=0.0), Waiting(b"2", "device/other", 1, asked=0.0)
 
 
 def test_who_asks_early_gets_it_when_it_is_there_if_it_is_for_them():
@@ -14,7 +15,7 @@ def test_who_asks_early_gets_it_when_it_is_there_if_it_is_for_them():
     depot.allow("job", 1, WALKER.key)
     assert depot.due("job", 1) == [WALKER]
     assert depot.due("job", 1) == []
-    assert depot.in_vain(60.0) == []
+    assert depot.in_vain(FOR_EVER) == []
     assert depot.in_vain(0.0) == [("job", 1, STRANGER)]
     assert depot.in_vain(0.0) == []
 
@@ -35,7 +36,7 @@ def test_what_went_for_want_of_room_is_not_waited_for():
     assert (len(depot), depot.bytes) == (1, 8)
     depot.wait("old", 1, WALKER)
     assert depot.due("old", 1) == []
-    assert depot.in_vain(60.0) == [("old", 1, WALKER)]
+    assert depot.in_vain(FOR_EVER) == [("old", 1, WALKER)]
 
 
 def test_a_job_that_is_released_leaves_nothing():
@@ -64,7 +65,7 @@ def test_checkpoints_are_kept_for_those_the_gateway_named_the_farthest_of_each_j
     assert depot.keep(WALKER.key, "other", 0, 1, bytes(18))  # the older job's goes
     depot.wait("job", CHECKPOINT, WALKER)
     assert depot.due("job", CHECKPOINT) == []
-    assert depot.in_vain(60.0) == [("job", CHECKPOINT, WALKER)]
+    assert depot.in_vain(FOR_EVER) == [("job", CHECKPOINT, WALKER)]
     depot.release("other")
     assert depot.get("other", CHECKPOINT) is None
     assert not depot.keep(WALKER.key, "other", 0, 2, b"late")  # it was under way when its job ended
