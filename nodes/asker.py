@@ -9,6 +9,7 @@ from typing import Any
 
 from nodes.keys import Credentials, Peer
 from nodes.messages import Accepted, Ask, CancelJob, Drain, Feedback, Message, Refused, Submit, Told
+from nodes.tasks import background
 from nodes.transport import CONTROL, DATA, Client, SendFailed
 from relay.errors import RelayError
 
@@ -39,7 +40,7 @@ class Asker:
 
     async def __aenter__(self) -> Asker:
         await self.client.connect()
-        self._readers.append(asyncio.ensure_future(self._read(self.client)))
+        self._readers.append(background(self._read(self.client)))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -73,7 +74,7 @@ class Asker:
             address = (await self.status())["data"]
             self._data = Client(address, DATA, self.client.me, self.client.server, allow_plain_text=self._plain)
             await self._data.connect()
-            self._readers.append(asyncio.ensure_future(self._read(self._data)))
+            self._readers.append(background(self._read(self._data)))
         message, payloads = await self._ask(Ask(what="image", job=job, ref=next(self._refs)), 60.0, self._data)
         assert isinstance(message, Told)
         return message.value, bytes(payloads[0])

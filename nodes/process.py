@@ -88,6 +88,7 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
     async def main() -> None:
         from nodes.exchange import Exchange
         from nodes.node import Node
+        from nodes.tasks import background
         from nodes.transport import CONTROL, DATA, Client, Server
 
         allow, key = allow_list(deployment, path), gateway_key(deployment, path)
@@ -117,7 +118,7 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
             if stopping:
                 node.stopped.set()
             else:
-                stopping.append(asyncio.ensure_future(node.drain("told to stop")))
+                stopping.append(background(node.drain("told to stop")))
 
         on_signals(stop)
         try:
