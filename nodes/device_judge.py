@@ -88,7 +88,8 @@ class DeviceJudge:
     async def _score_all(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._there.wait(), REST_S)
+                async with asyncio.timeout(REST_S):
+                    await self._there.wait()
             self._there.clear()
             if not self._queue:
                 await self.process.stop()

@@ -103,7 +103,8 @@ class Exchange:
             while True:
                 await sent(client.send(question))
                 with contextlib.suppress(TimeoutError):
-                    data = await asyncio.wait_for(asyncio.shield(future), ASK_AGAIN_S)
+                    async with asyncio.timeout(ASK_AGAIN_S):
+                        data = await asyncio.shield(future)
                     await sent(client.send(seen_of(_carrier(assign.job, assign.attempt, leg))))
                     return data
                 if client.state.kind == CONNECTED:

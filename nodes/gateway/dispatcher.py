@@ -157,9 +157,11 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Place, recover and end, whenever something happened and at least every tenth of a second."""
+        # asyncio.timeout, here as in every loop: wait_for (Python 3.11) forgets that it was called off in the same moment
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), 0.1)
+                async with asyncio.timeout(0.1):
+                    await self.wake.wait()
             self.wake.clear()
             try:
                 await self.tick()

@@ -174,7 +174,8 @@ class Judging:
         """Hand pictures to judges that are free, and give up on what does not come back."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self.wake.wait()
             self.wake.clear()
             now = time.monotonic()
             for job in [job for job, given in self.given.items() if now > given.until]:

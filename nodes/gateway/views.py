@@ -162,7 +162,8 @@ async def watch(dispatcher: Dispatcher, tenant: str, ids: Sequence[str]) -> Asyn
                 if not left:
                     return
                 try:
-                    told = await asyncio.wait_for(queue.get(), ALIVE_S)
+                    async with asyncio.timeout(ALIVE_S):
+                        told = await queue.get()
                 except TimeoutError:
                     yield Happening("alive")
                     continue

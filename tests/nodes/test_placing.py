@@ -99,6 +99,20 @@ def test_a_slow_link_changes_the_choice(tmp_path, planner, bytes_per_s, pad, cho
     assert [stretch.node for stretch in asyncio.run(work()).stretches] == [chosen, "phone"]
 
 
+def test_a_dispatcher_that_is_called_off_as_something_happens_ends(tmp_path, planner):
+    async def work():
+        gateway = Gateway(tmp_path, planner)
+        running = asyncio.create_task(gateway.dispatcher.run())
+        await asyncio.sleep(0.01)
+        gateway.dispatcher.wake.set()
+        running.cancel()
+        await asyncio.wait({running}, timeout=2)
+        gateway.ledger.close()
+        return running.cancelled()
+
+    assert asyncio.run(work())
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 def test_checkpoints_come_from_those_who_say_that_they_may_send_them(tmp_path, planner, wanted):
     async def work():
