@@ -106,6 +106,8 @@ def test_effective_size_is_that_of_equal_weights():
 
 
 def _fill(path: Path, count: int, seed: int = 0, logger: str = "random", **options: Any) -> Problem:
+    if logger == "random":  # an interval misses one time in twenty: not another time at each run
+        options = {"seed": 4} | options
     problem, policy = Problem(seed), load_policy(logger, **options)
     log = DecisionLog(path)
     for told in problem.contexts(count):
