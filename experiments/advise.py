@@ -2,7 +2,8 @@
 
     time(program) = encode + decode + s c_large + n c_small + handoff + transfer(link)
 
-c_large, c_small and the constants come from the stages of a run's time rows, or are given. Quality is never
+c_large, c_small and the constants come from the stages of a run's time rows, or are given. That is a request between two
+machines and nothing else; what the service's own messages add is `experiments.advise_service`. Quality is never
 interpolated: only programs that the run drew are advised. How sure the advice is comes from resampling the prompts: the
 share of resamples in which the program meets the wish, and in which it is also the best.
 """
@@ -24,6 +25,8 @@ from scheduler.outcomes import SCORE
 if TYPE_CHECKING:
     import polars as pl
     from polars.dataframe.group_by import GroupBy
+
+    from experiments.advise_service import Service
 
 ROUNDS = 2000
 
@@ -106,8 +109,11 @@ def advise(
     limit_s: float | None = None,
     score: str = "attributes",
     complexity: str | None = None,
+    service: Service | None = None,
 ) -> list[Option]:
     """Programs that fulfil the wish, best first, then the others by how nearly they do.
+
+    `service`: of a request that goes through it, over `link`.
 
     `floor`: least share of the large member's mean score, the fastest wins. `limit_s`: most seconds end to end, the
     best score wins. Both: the fastest above the floor within the limit. `outcomes` holds one family's rows.
@@ -118,8 +124,14 @@ def advise(
     full = next((i for i, p in enumerate(programs) if p.mode == "full-cloud"), None)
     if full is None:
         raise BadRequest("the run has no full-cloud rows to measure a share of the large member's score against")
-    network = np.array([_network(p, link, sizes) for p in programs])
-    seconds = np.array([costs.compute(p) for p in programs]) + network
+    if service is None:
+        network = np.array([_network(p, link, sizes) for p in programs])
+        seconds = np.array([costs.compute(p) for p in programs]) + network
+    elif link is None:
+        raise BadRequest("a service is reached over a link: say which")
+    else:
+        network = np.array([service.network(p, costs, link, sizes) for p in programs])
+        seconds = np.array([service.predict(p, costs, link, sizes) for p in programs])
 
     draws = np.random.default_rng(0).integers(scores.shape[1], size=(ROUNDS, scores.shape[1]))
     means = np.stack([row[draws].mean(1) for row in scores])  # programs x rounds
@@ -183,6 +195,7 @@ def answer(
     complexity: str | None,
     step_ms: str | None,
     as_json: bool,
+    service: Path | None = None,
 ) -> str:
     """The command's whole answer as text; see `relay-experiment advise --help`."""
     import json
@@ -207,14 +220,18 @@ def answer(
         link = find_link(link_name)
     elif bandwidth is not None:
         link = LinkProfile(name="yours", bandwidth_bit_s=bandwidth * 1e6, delay_s=round_trip / 2000)
-    costs = fit_costs(run.times.filter(pl.col("family") == family))
+    costs, way = fit_costs(run.times.filter(pl.col("family") == family)), None
+    if service is not None:
+        from experiments.advise_service import read_service
+
+        costs, way = read_service(service, family)
     if step_ms is not None:
         large_s, small_s = parse_step_ms(step_ms)
         costs = replace(costs, large_s=large_s, small_s=small_s)
     path = next((f for f in run.config["families"] if find_family(f).name == family), family)
     options = advise(
         run.outcomes.filter(pl.col("family") == family), costs, link, computed_sizes(find_family(path)),
-        floor=floor, limit_s=limit_s, score=score, complexity=complexity,
+        floor=floor, limit_s=limit_s, score=score, complexity=complexity, service=way,
     )  # fmt: skip
     if as_json:
         what = {

@@ -180,13 +180,19 @@ def advise(
     step_ms: Annotated[
         str | None, typer.Option(help="LARGE,SMALL: step costs of your machines in ms, instead of the run's.")
     ] = None,
+    service: Annotated[
+        Path | None,
+        typer.Option(help="Through our service: the .json that `python -m experiments.advise_links` wrote."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Name the best program for a link and a wish, how sure that is, and what the next best gives up."""
     from experiments import advise as advice
 
     print(
-        advice.answer(run, family, bandwidth, round_trip, link, floor, time_limit, score, complexity, step_ms, as_json)
+        advice.answer(
+            run, family, bandwidth, round_trip, link, floor, time_limit, score, complexity, step_ms, as_json, service
+        )
     )
 
 
