@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from experiments.routing.data import RoutingData, load
+from experiments.routing.data import MODES, RoutingData, load
 from relay.errors import BadRequest
 from scheduler.router import promise as promises
 from scheduler.router import store
@@ -107,7 +107,8 @@ def violations(pool: Calibration, metric_set: str, rounds: int, count: int, expl
             shares.append(np.bincount(chosen, minlength=3) / size)
         broken = np.mean(np.array(of_all) > epsilon) * len(of_all) / rounds if of_all else 0.0
         found.append(
-            {"epsilon": epsilon, "delta": delta, "method": method, "rounds": rounds, "refused": refused, "violations": float(broken),
+            {"epsilon": epsilon, "delta": delta, "method": method, "rounds": rounds, "refused": refused,
+             "violations": float(broken),
              "violations_on_others": float(np.mean(np.array(of_others) > epsilon)) if of_others else 0.0,
              "binomial_error": float(2 * (delta * (1 - delta) / rounds) ** 0.5) if delta else None,
              "mean_loss": float(np.mean(of_all)) if of_all else None,
@@ -197,7 +198,9 @@ def table(found: dict[str, Any]) -> str:
             f"{result['prompts']} held-out prompts, {result['rounds']} rounds of {result['calibration']} calibration prompts,"
             f" {result['explore']:.0%} of the decisions explore (counted in).",
             "",
-            "| epsilon | delta | method | violated | allowed | on the others | refused | mean loss | full-cloud | relay | edge-only |",
+            "| epsilon | delta | method | violated | allowed | on the others | refused | mean loss | "
+            + " | ".join(MODES)
+            + " |",
             "| ---: | ---: | --- |" + " ---: |" * 8,
         ]
         for row in result["violations"]:

@@ -138,7 +138,7 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
         ]
         for name, row in rows.items():
             lines.append(
-                f"| {name} | {row['dp']:.1f} | {row['dp_capped']:.1f} | {row['spread']:.1f} | {row['dp_all']:.0f} |"
+                f"| {name} | {row['dp']:.1f} | {row['dp_capped']:.1f} | {row['spread']:.1f} | {round(row['dp_all']) + 0.0:.0f} |"
                 f" {row['accuracy']:.1%} | {row['rank_correlation']:.3f} |"
             )
         lines.append("")
