@@ -38,7 +38,7 @@ from experiments.faults.outcome import (
 
 HANGING_S = 60.0  # past deadline, outages and grace an asker waits no longer
 LOST_S = 4.0  # then a question is taken for lost and asked again
-PACE = 20.0  # of those that are killed: steps of some 50 ms, so that faults find them at work
+PACE = 8.0  # of those whose clock is right: steps of some 30 ms, so that faults find them at work
 ENDED = ("done", "failed", "cancelled")
 
 
