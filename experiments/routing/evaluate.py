@@ -2,7 +2,9 @@
 
     figures = evaluate(bench, {"hybrid-llm": cells, ...}, config)
 
-Every dP is a mean over seeds, with an interval redrawn over seeds and prompts together.
+Every dP is a mean over seeds, with an interval redrawn over seeds and prompts together. The metrics outside noise are
+those whose gap is so on the train and validation prompts (which settings are chosen by) and on the prompts measured: a
+gap near zero in a denominator would drown the others.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def evaluate(bench: Bench, cells: Mapping[str, Sequence[Cell]], config: Comparis
     data = bench.data
     split: Split = getattr(data, on)
     small, large = pair(split)
-    clear = data.only(bench.clear)
+    there = {gap.metric for gap in gaps(data.metrics, small, large) if gap.clear}
+    named = [metric for metric in bench.clear if metric in there] or list(data.metrics)
+    clear = data.only(named)
     split_clear: Split = getattr(clear, on)
     small_clear, large_clear = pair(split_clear)
     everything = [np.concatenate([pair(s)[i] for s in (clear.train, clear.validation, clear.test)]) for i in (0, 1)]
@@ -85,7 +89,7 @@ def evaluate(bench: Bench, cells: Mapping[str, Sequence[Cell]], config: Comparis
             lead = redraw(routed[OURS], small_clear, large_clear, theirs)
             found[name]["lead"] = [found[OURS]["dp_clear"][0] - found[name]["dp_clear"][0], *interval(lead)]
     return {
-        "family": data.family, "metric_set": data.metric_set, "metrics": list(data.metrics), "clear": bench.clear,
+        "family": data.family, "metric_set": data.metric_set, "metrics": list(data.metrics), "clear": named,
         "on": on, "prompts": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
         "programs": data.programs, "data": data.digest,
         "gaps": {name: [asdict(g) | {"clear": g.clear} for g in gaps(data.metrics, *pair(getattr(data, name)))]

@@ -41,9 +41,11 @@ def _opening(families: list[dict[str, Any]], comparison: Comparison) -> str:
         f"Figures are means over {comparison.seeds} seeds, in brackets 95 % intervals redrawn over seeds and prompts (gaps"
         f" anew in each draw). Every learner tried {comparison.tries} settings on the validation prompts, judged by its mean"
         " dP over all shares; test outcomes were read by this table only. A metric is outside noise where the 95 % interval"
-        " of its gap on train and validation prompts does not hold zero. One picture per prompt and mode (one seed), so the"
+        f" of its gap does not hold zero, on train and validation prompts and on the {on} prompts too, whose gap is the"
+        " denominator. One picture per prompt and mode (one seed), so the"
         " oracles see the luck of a seed, which no router can. Adapted: no BERT weights are at hand; a small Transformer on"
-        " the family's own frozen text encoder stands in their place (experiments/routing/baselines/learned.py).\n"
+        " the family's own frozen text encoder stands in their place (experiments/routing/baselines/learned.py). The token-level"
+        " router's defaults, one of its tries, had been chosen on train and validation prompts before (docs/router.md).\n"
     )
 
 
