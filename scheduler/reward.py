@@ -29,6 +29,7 @@ from typing import Annotated, Any
 import msgspec
 
 from relay.errors import BadRequest
+from relay.files import read_yaml
 from relay.program import Program
 from scheduler.features import LOW_BATTERY
 from scheduler.syntax import read_prompt
@@ -167,13 +168,7 @@ class Reward(_Strict, frozen=True, kw_only=True):
 
 def load_reward(path: Path | None = None) -> Reward:
     """The reward of a YAML, default configs/reward.yaml; BadRequest names file and key."""
-    path = path or CONFIG
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Reward, strict=False)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    return read_yaml(path or CONFIG, Reward, strict=False)
 
 
 def reward_in(outcome: Mapping[str, Any]) -> float | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from relay.errors import BadRequest
+from relay.files import read_yaml
 from relay.metrics.clip_quality import QUALITIES
 from relay.scenes.judge import CATEGORIES
 
@@ -45,9 +45,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_settings(path: Path = CONFIG) -> Settings:
     """The settings; BadRequest names file and key."""
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Settings)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    return read_yaml(path, Settings)
