@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from experiments.routing import delta_p as dp
 from experiments.routing import paper
@@ -16,14 +17,24 @@ from experiments.routing.baselines import ROUTERS, candidates, make
 from experiments.routing.baselines.base import pairwise_difference
 from experiments.routing.baselines.syntax import noun_count
 from experiments.routing.cells import Bench
+from experiments.routing.cli import app, load_bench
 from experiments.routing.config import read_comparison
-from experiments.routing.data import EDGE, FULL, RELAY, RoutingData, Split
+from experiments.routing.data import EDGE, FULL, MODES, RELAY, RoutingData, Split
 from experiments.routing.embeddings import Embeddings
 from experiments.routing.evaluate import evaluate
+from experiments.routing.tables import NAMES
 from experiments.routing.three_way import WAYS, blend, spend
 from relay.errors import BadRequest
+from scheduler.outcomes import write_unit
+from scheduler.router.settings import METRIC_SETS
 
 WORDS = ("red", "blue", "heart", "circle", "star", "ring", "striped", "huge", "tiny", "plain")
+_REST = "match=exact/codec=fp16/guidance=3/conditioning=encode"
+PROGRAMS = {
+    "full-cloud": (f"mini-sd3/large:28:0-28/{_REST}", 28, 28, 0),
+    "relay": (f"mini-sd3/large:28:0-10/small:8:2-8/{_REST.replace('=3', '=3,3')}", 28, 10, 6),
+    "edge-only": (f"mini-sd3/small:28:0-28/{_REST}", 28, 0, 28),
+}
 CONFIG = Path(__file__).parents[2] / "configs" / "experiments" / "routing.yaml"
 
 
@@ -44,7 +55,7 @@ def drawn(count: int, seed: int, metrics: int = 3) -> Split:
 def data() -> RoutingData:
     names = ("large loses", "one", "two")
     programs = {"full-cloud": "", "relay": "", "edge-only": ""}
-    return RoutingData("some", "clip", names, programs, drawn(300, 0), drawn(100, 1), drawn(150, 2))
+    return RoutingData("some", "clip", names, programs, drawn(240, 0), drawn(80, 1), drawn(120, 2))
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +269,57 @@ def test_a_wrong_key_is_named(tmp_path: Path) -> None:
     wrong.write_text("runs: [a]\nfamilies: [b]\nrouters: [random]\nbudget: 3\n")
     with pytest.raises(BadRequest, match="budget"):
         read_comparison(wrong)
+
+
+def stored(folder: Path, split: str, drawn_as: Split, seed: int) -> None:
+    """Rows of the outcome store for a split: each mode's program, ten qualities out of three."""
+    rows = []
+    for mode, (program, steps, handoff, small) in PROGRAMS.items():
+        for i, prompt in enumerate(drawn_as.prompts):
+            quality = drawn_as.quality[i, MODES.index(mode)]
+            rows.append({
+                "family": "mini-sd3", "method": "program", "program": program, "mode": mode, "steps_total": steps,
+                "handoff": handoff, "small_steps": small, "split": split, "prompt_index": i, "prompt": prompt, "scene": "",
+                "complexity": "", "seed": seed,
+            } | {f"score_{name}": float(quality[k % 3]) for k, name in enumerate(METRIC_SETS["clip"])})  # fmt: skip
+    write_unit(folder, "outcomes", f"{split}-{seed}", rows)
+
+
+def test_the_command_writes_tables_data_and_pictures_and_goes_on_where_it_was(
+    data: RoutingData, tmp_path: Path
+) -> None:
+    run, seeds, folder = tmp_path / "run", tmp_path / "seeds", tmp_path / "cells"
+    for split in ("train", "validation", "test"):
+        stored(run, split, getattr(data, split), 0)
+    stored(seeds, "test", replace(data.test, quality=drawn(120, 2).quality), 1)
+    config = tmp_path / "routing.yaml"
+    config.write_bytes(msgspec.yaml.encode({
+        "runs": [str(run)], "families": ["mini-sd3"], "metrics": ["clip"], "folder": str(folder), "seeds": 2, "tries": 2,
+        "routers": ["random", "boosted-tree", "oracle-dp"], "three_way": ["boosted-tree"], "budgets": [0.3, 0.6],
+        "other_seeds": [str(seeds)], "curves": str(Path(__file__).parents[2] / "docs" / "results" / "rise"),
+    }))  # fmt: skip
+    said = CliRunner().invoke(app, ["table", str(config), "--out", str(tmp_path / "routing.md")])
+    assert said.exit_code == 0, said.output
+    text, found = (tmp_path / "routing.md").read_text(), json.loads((tmp_path / "routing.json").read_text())
+    figures = found["families"]["mini-sd3, clip"]
+    for name in ("random", "boosted-tree", "oracle-dp", "oracle-seeds"):
+        assert f"| {NAMES[name]} |" in text
+        assert figures["routers"][name]["sent"] == 0.5
+    dp_of = {name: row["dp_clear"][0] for name, row in figures["routers"].items()}
+    assert dp_of["random"] < dp_of["oracle-seeds"] <= dp_of["oracle-dp"]
+    assert {row["router"] for row in figures["three_way"]["rows"]} == {"no router", "oracle-dp", "boosted-tree"}
+    assert all(row["cost"] <= row["budget"] + 1e-9 for row in figures["three_way"]["rows"])
+    assert (
+        (tmp_path / "routing-dp.png").read_bytes()[:4] == (tmp_path / "routing-cost.png").read_bytes()[:4] == b"\x89PNG"
+    )
+    cells = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    assert len(cells) == 2 + 3 + 2  # two seeds; two settings with seed 0 and the better one with seed 1; two seeds
+    assert CliRunner().invoke(app, ["table", str(config), "--out", str(tmp_path / "again.md")]).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == cells
+
+
+def test_a_run_without_test_prompts_is_refused(data: RoutingData, tmp_path: Path) -> None:
+    stored(tmp_path / "run", "train", data.train, 0)
+    config = msgspec.structs.replace(read_comparison(CONFIG), runs=[str(tmp_path / "run")])
+    with pytest.raises(BadRequest, match="no validation and no test prompts of mini-sd3"):
+        load_bench(config, "mini-sd3", "clip", "test")
