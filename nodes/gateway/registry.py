@@ -41,6 +41,7 @@ class Node:
     done: int = 0
     failed: int = 0
     last_error: str | None = None
+    out_of_reach: bool = False  # the last message to it did not get on its way
     foreign: dict[str, str] = field(default_factory=dict)  # family that it names -> why it is another one
 
     def curve(self, family: str, member: str) -> dict[int, float] | None:
@@ -102,7 +103,8 @@ class Registry:
         return time.monotonic() - node.heard < DEAD_AFTER * self.heartbeat_s
 
     def usable(self, node: Node) -> bool:
-        return self.alive(node) and not node.leaving and time.monotonic() >= node.benched_until
+        own = node.leaving or node.out_of_reach or time.monotonic() < node.benched_until
+        return self.alive(node) and not own
 
     @property
     def alive_names(self) -> set[str]:
@@ -112,7 +114,7 @@ class Registry:
         return [node for node in self.nodes.values() if self.usable(node)]
 
     def heard(self, node: Node, heartbeat: Heartbeat | None = None) -> None:
-        node.heard = time.monotonic()
+        node.heard, node.out_of_reach = time.monotonic(), False
         if heartbeat is not None:
             node.heartbeat = heartbeat
 

@@ -41,11 +41,16 @@ def _remove(ledger: Ledger, store: Path, images: list[str]) -> None:
     """The files of dropped jobs, and strays: written for a job that was cancelled before its end was on disk."""
     for image in images:
         (store / image).unlink(missing_ok=True)
-    before = time.time() - STRAY_S
-    named, folder = {image for _, image in ledger.ended_images()}, store / "images"
+    before, folder = time.time() - STRAY_S, store / "images"
+    old = []
     for file in folder.iterdir() if folder.is_dir() else ():
         try:
-            if str(file.relative_to(store)) not in named and file.stat().st_mtime < before:
-                file.unlink(missing_ok=True)
+            if file.stat().st_mtime < before:
+                old.append(file)
         except OSError:
             continue
+    # Asked after the files were listed: one whose end was written meanwhile is named, whatever the clock says of its age.
+    named = {image for _, image in ledger.ended_images()} if old else set()
+    for file in old:
+        if str(file.relative_to(store)) not in named:
+            file.unlink(missing_ok=True)

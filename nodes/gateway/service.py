@@ -134,7 +134,11 @@ class Gateway:
     async def send(self, name: str, message: Message) -> bool:
         """To a node's control socket; False where it is gone."""
         node = self.registry.nodes.get(name)
-        return node is not None and await sent(self.control.send(node.identity, message, timeout_s=SEND_S))
+        if node is None:
+            return False
+        told = await sent(self.control.send(node.identity, message, timeout_s=SEND_S))
+        node.out_of_reach = not told  # until it is heard again: the same job would be sent to it again and again
+        return told
 
     async def _hear(self, server: Server, act: Act) -> None:
         while True:

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,11 @@ from experiments.faults.disk import SmallDisk
 from nodes.exchange import Exchange
 from nodes.gateway import ledger as ledger_module
 from nodes.gateway.ledger import Ledger
+from nodes.gateway.registry import Registry
+from nodes.gateway.retention import _remove
 from nodes.gateway.spaces import Claim, foreign
 from nodes.keys import Credentials, Peer
-from nodes.messages import MessageRefused, Refused, Result, Seen, decode
+from nodes.messages import MessageRefused, Refused, Register, Result, Seen, decode
 from nodes.transport import DATA, Client, Meter, Server
 
 NODES, CLOCKS = ("edge-1", "edge-2", "phone"), ("gateway", "phone")
@@ -172,6 +175,39 @@ def test_a_line_that_was_given_up_on_is_not_slow_for_ever():
         Seen(job="job_1", attempt=1, what="result"), 50
     )  # at once; so small that it says little of a throughput
     assert meter.timeout_for(4000) <= before
+
+
+def test_a_picture_whose_end_is_written_while_strays_are_swept_stays_whatever_the_clock_says(tmp_path, monkeypatch):
+    accepted(tmp_path / "ledger.db")
+    ledger = Ledger(tmp_path / "ledger.db")
+    (tmp_path / "images").mkdir()
+    for name in ("job_1.png", "stray.png"):
+        (tmp_path / "images" / name).write_bytes(b"png")
+        os.utime(tmp_path / "images" / name, (0, 0))  # as a clock that jumped ahead sees them
+    real = Path.iterdir
+
+    async def end():
+        await ledger.end("job_1", "done", image="images/job_1.png")
+
+    def meanwhile(folder):
+        asyncio.run(end())
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", meanwhile)
+    _remove(ledger, tmp_path, [])
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["job_1.png"]
+
+
+def test_a_node_that_could_not_be_told_gets_nothing_until_it_is_heard_again():
+    registry = Registry(heartbeat_s=60.0)
+    node = registry.register(Register(name="phone", session="s", holdings=(), batch=1, queue=1), "device", "k", b"id")
+    assert registry.ready() == [node]
+    node.out_of_reach = True
+    assert registry.ready() == []
+    assert registry.alive(node)  # what it works on may yet come
+    registry.heard(node)
+    assert registry.ready() == [node]
 
 
 # --- disks ---
