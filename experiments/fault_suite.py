@@ -32,6 +32,7 @@ from experiments.faults.outcome import (
     Outcome,
     compare,
     count,
+    deaths,
     table,
     timed,
 )
@@ -115,6 +116,7 @@ def run(
         outcome.seconds, outcome.disk = time.monotonic() - started, disk.kind or ""
         outcome.let_in = let_in(ground)
         timed(outcome, asked, ground)
+        deaths((root / "deployment" / "log.txt").read_text(errors="replace"), outcome)
         count(running.store, outcome, asked, "impostor")
         compare(running.store, outcome, family)
     outcome.cpu_s = _cpu_s() - before
@@ -140,7 +142,7 @@ async def _under_fire(
     rate: float,
     say: Callable[[str], None],
 ) -> None:
-    from experiments.faults.deck import play, resident
+    from experiments.faults.deck import play, resident, watch
 
     over = asyncio.Event()
     gate, started = asyncio.Semaphore(window), time.monotonic()
@@ -148,6 +150,7 @@ async def _under_fire(
     async with ground.running.asker() as asker, ground.running.asker() as watcher:
         before = resident(ground.running)
         fire = asyncio.ensure_future(play(ground, watcher, faults, over))
+        watching = asyncio.ensure_future(watch(ground, watcher))
 
         async def one(number: int) -> None:
             nonlocal told
@@ -161,6 +164,7 @@ async def _under_fire(
         await asyncio.gather(*(one(i) for i in range(outcome.asked)))
         over.set()
         await fire
+        watching.cancel()
         ground.strangers.leave()
         await _idle(watcher)
         after = [resident(ground.running)]

@@ -1,6 +1,7 @@
 """Wall clocks that jump, one a process: Debian's libfaketime, preloaded, reads each clock's offset from a file.
 
-Monotonic clocks stay as they are: a jump is what NTP or a person does to a machine that runs. `time.sleep` fails under
+Monotonic clocks stay as they are: a jump is what NTP or a person does to a machine that runs. The times of files that such
+a process looks at jump with its clock, as if all had been written by it. `time.sleep` fails under
 libfaketime 0.9.10 where the monotonic clock is left alone (it passes an absolute time through the wrong clock), so a
 process that calls it (a node with a `pace`) cannot have such a clock; event loops, queues and locks do not.
 """
@@ -34,7 +35,7 @@ class Clocks:
         if self._library is None:
             return {}
         shared = {
-            "LD_PRELOAD": str(self._library), "DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1", "FAKETIME_CACHE_DURATION": "1",
+            "LD_PRELOAD": str(self._library), "DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1",
         }  # fmt: skip
         return {name: shared | {"FAKETIME_TIMESTAMP_FILE": str(self._folder / name)} for name in self.names}
 

@@ -135,12 +135,26 @@ async def _act(ground: Ground, asker: Any, fault: Fault) -> None:
 
 @asynccontextmanager
 async def _outage(ground: Ground) -> AsyncIterator[None]:
-    since = time.monotonic()
+    since, number = time.monotonic(), len(ground.outages)
     ground.outages.append((since, float("inf")))
     try:
         yield
     finally:
-        ground.outages[-1] = since, time.monotonic()
+        ground.outages[number] = since, time.monotonic()
+
+
+async def watch(ground: Ground, asker: Any) -> None:
+    """Note the outages that no fault of ours made: a gateway that died by itself."""
+    known = ground.running.up.status()["gateway"].pid
+    while True:
+        await asyncio.sleep(0.05)
+        pid = ground.running.up.status()["gateway"].pid
+        ours = any(until == float("inf") for _, until in ground.outages[-2:])
+        if pid != known and not ours:
+            async with _outage(ground):
+                await _answers(asker)
+                pid = ground.running.up.status()["gateway"].pid
+        known = pid
 
 
 async def _answers(asker: Any) -> None:

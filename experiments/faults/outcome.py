@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
 import statistics
 from collections import Counter
@@ -41,6 +42,8 @@ class Outcome:
     foreign: list[str] = field(default_factory=list)  # a node of another latent space had a hand in it
     wrong: list[str] = field(default_factory=list)  # drawn again undisturbed it is another picture
     let_in: list[str] = field(default_factory=list)  # strangers
+    crashed: list[str] = field(default_factory=list)  # processes that ended with an error of their own
+    aborted: list[str] = field(default_factory=list)  # and those that a signal ended which nobody here had sent
     others_open: int = 0  # jobs of strangers that have not ended
     redrawn: int = 0
     degraded: int = 0
@@ -58,7 +61,7 @@ class Outcome:
     def sound(self) -> bool:
         return not (
             self.lost or self.hanging or self.late or self.told_late or self.twice or self.unreadable or self.unexplained
-            or self.foreign or self.wrong or self.let_in or self.others_open
+            or self.foreign or self.wrong or self.let_in or self.crashed or self.others_open
         )  # fmt: skip
 
 
@@ -74,6 +77,15 @@ class Asked:
     away: float = 0.0  # seconds of it in which nothing could be ended
     stage: str = ""  # empty: never told
     error: str | None = None
+
+
+def deaths(log: str, outcome: Outcome) -> None:
+    """Who died otherwise than by our SIGKILL, from what the supervisor said."""
+    for name, how in re.findall(r"^up +\| (\S+) died, (.+?); it is", log, re.MULTILINE):
+        if how.startswith("with"):
+            outcome.crashed.append(f"{name} {how}")
+        elif how != "killed by SIGKILL":
+            outcome.aborted.append(f"{name} {how}")
 
 
 def timed(outcome: Outcome, asked: list[Asked], ground: Any) -> None:
@@ -182,6 +194,7 @@ def table(outcome: Outcome) -> str:
         f"| another picture than the undisturbed run's (of {outcome.redrawn} disturbed ones) | {len(outcome.wrong)} |",
         f"| made with the impostor's help | {len(outcome.foreign)} |",
         f"| strangers' jobs left open | {outcome.others_open} |",
+        f"| processes that crashed, or were aborted by a library | {_named(outcome.crashed)}, {_named(outcome.aborted)} |",
         f"| finished by another program, as the asker allowed | {outcome.degraded} |",
         f"| refused first, and asked again: by HTTP status | {_listed(outcome.refusals)} |",
         f"| placements | {outcome.attempts} |",
@@ -205,6 +218,10 @@ def table(outcome: Outcome) -> str:
     lines += ["", f"Strangers: {_listed(outcome.strangers)}. The full disk was a {outcome.disk}."]
     lines += [f"Left out: {what}: {why}." for what, why in outcome.left_out.items()]
     return "\n".join(lines) + "\n"
+
+
+def _named(found: list[str]) -> str:
+    return "; ".join(found) or "0"
 
 
 def _listed(counted: Counter[str]) -> str:
