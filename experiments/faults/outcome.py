@@ -135,7 +135,10 @@ def count(store: Path, outcome: Outcome, asked: list[Asked], impostor: str) -> N
             if not error:
                 outcome.unexplained.append(job)
         if said.get("seconds", 0.0) > mine.deadline_s + mine.away + GRACE_S:
-            outcome.late.append(job)
+            outcome.late.append(
+                f"{job}: {stage} after {said['seconds']:.1f} s, had {mine.deadline_s:.0f} and {mine.away:.1f} of outages; "
+                + _timeline(store, job)
+            )
         if impostor in (said.get("node"), *said.get("nodes", ())) and stage == "done":
             outcome.foreign.append(job)
         if ends.get(job, 0) > 1 or (mine.stage and (mine.stage, mine.error) != (stage, error)):
@@ -143,6 +146,13 @@ def count(store: Path, outcome: Outcome, asked: list[Asked], impostor: str) -> N
     known = {mine.job for mine in asked}
     outcome.twice += [job for job, row in rows.items() if row[0] == tenant and job not in known]
     outcome.others_open = sum(row[0] != tenant and row[5] is None for row in rows.values())
+
+
+def _timeline(store: Path, job: str) -> str:
+    """What happened to a job, in one line."""
+    with sqlite3.connect(store / "ledger.db") as db:
+        rows = db.execute("SELECT at, node, what FROM events WHERE job = ? ORDER BY at", (job,)).fetchall()
+    return ", ".join(f"{node} {what} {at - rows[0][0]:+.1f}" for at, node, what in rows)
 
 
 def _kind(error: str | None) -> str:

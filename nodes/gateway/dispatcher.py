@@ -37,6 +37,7 @@ from nodes.images import write_bytes
 from nodes.messages import Busy, Cancel, Failed, Message, Progress, Release, Result
 from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
 from nodes.stages import Stage
+from nodes.tasks import Tasks
 from relay.errors import BadRequest
 from relay.program import Program
 
@@ -60,6 +61,7 @@ class Dispatcher:
         self.timeline = Timeline(ledger, self.counters)
         self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot)
         self._ending: set[str] = set()
+        self._tasks = Tasks()
 
     # --- in ---
 
@@ -117,7 +119,7 @@ class Dispatcher:
             found, ids = await written
         except LedgerUnwritable as error:
             for job_id, _ in jobs:
-                await self._withdraw(job_id)
+                self._withdraw(job_id)
             raise Refusal(str(error), 507, 5.0) from None
         if found != rid:
             self._same_as(ids, body)
@@ -128,10 +130,10 @@ class Dispatcher:
         self.counters["accepted"] += len(jobs)
         return rid, ids
 
-    async def _withdraw(self, job_id: str) -> None:
+    def _withdraw(self, job_id: str) -> None:
         """It was never accepted: nobody waits for it."""
         if (job := self.jobs.pop(job_id, None)) is not None:
-            await self._dismiss(job)
+            self._dismiss(job)
             self.checkpoints.drop(job_id)
 
     def _same_as(self, ids: list[str], body: dict[str, Any]) -> None:
@@ -201,7 +203,7 @@ class Dispatcher:
         attempt = message.attempt  # type: ignore[attr-defined]
         if job is None or attempt != job.attempt or node.name not in job.nodes():
             if not isinstance(message, Failed):
-                await self.send(node.name, Cancel(job=message.job, attempt=attempt, reason="stale"))  # type: ignore[attr-defined]
+                self._tell(node.name, Cancel(job=message.job, attempt=attempt, reason="stale"))  # type: ignore[attr-defined]
             return
         job.moved = time.monotonic()
         match message:
@@ -267,7 +269,7 @@ class Dispatcher:
         job = self.jobs.get(message.job)
         if job is None:
             self.counters["results_late"] += 1
-            await self.send(node.name, Release(job=message.job))
+            self._tell(node.name, Release(job=message.job))
             return True
         if node.name not in job.placed_on.get(message.attempt, ()):
             self.counters["results_foreign"] += 1
@@ -302,7 +304,7 @@ class Dispatcher:
         log.info("job %s: %s", job.id, reason)
         job.history.append(reason)
         self.timeline.note(job.id, "gateway", "recover", reason=reason)
-        await self._dismiss(job)
+        self._dismiss(job)
         if retry_after is None:
             job.tries += 1
             self.counters["recovered"] += 1
@@ -317,12 +319,12 @@ class Dispatcher:
         job.not_before = time.monotonic() + pause * random.uniform(0.5, 1.5)
         job.tell("waiting", reason=reason)
 
-    async def _dismiss(self, job: Job) -> None:
+    def _dismiss(self, job: Job) -> None:
         for name in job.nodes():
             if node := self.registry.nodes.get(name):
                 node.jobs.pop(job.id, None)
                 if self.registry.alive(node):
-                    await self.send(name, Cancel(job=job.id, attempt=job.attempt))
+                    self._tell(name, Cancel(job=job.id, attempt=job.attempt))
 
     async def _end(self, job: Job, stage: Stage, error: str | None = None, status: int = 200, **kept: Any) -> bool:
         """The one end of a job: on disk first. False where the disk did not take it: it is tried again."""
@@ -354,15 +356,25 @@ class Dispatcher:
         for name in involved:
             if (node := self.registry.nodes.get(name)) and self.registry.alive(node):
                 node.jobs.pop(job.id, None)
-                if stage is not Stage.DONE:
-                    await self.send(name, Cancel(job=job.id, attempt=job.attempt))
-                await self.send(name, Release(job=job.id))
+                gone = () if stage is Stage.DONE else (Cancel(job=job.id, attempt=job.attempt),)
+                self._tell(name, *gone, Release(job=job.id))
         self.decider.ended(job)
         for told in self.on_end:
             told(job)
         return True
 
     # --- small things ---
+
+    def _tell(self, name: str, *messages: Message) -> None:
+        """Begin to tell a node what nothing depends on: one that is stopped takes half a second to give up on, and no
+        other job's end may wait for that."""
+
+        async def tell() -> None:
+            for message in messages:
+                if not await self.send(name, message):
+                    return
+
+        self._tasks.start(tell())
 
     def _retry_after(self) -> float:
         """Seconds until about one job will have ended."""

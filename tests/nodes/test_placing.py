@@ -187,6 +187,7 @@ def test_checkpoints_at_an_edge_are_where_a_job_goes_on(tmp_path, planner):
             await dispatcher.tick()
             after.append(gateway.assigned()["far"].source)
         await dispatcher.cancel(job)
+        await asyncio.sleep(0.01)  # nodes are told of an end beside it
         gateway.ledger.close()
         return first, again, allowed, after, [name for name, message in gateway.told if isinstance(message, Release)]
 
