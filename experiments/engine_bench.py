@@ -12,7 +12,8 @@ in one run, with the batch curve measured again in each turn:
 The share of the curve is the engine's images x steps a second over max B / t(B), B up to N: what perfect batching of
 this machine would make.
 
-The command then asks the same of real HTTP servers, with whole programs, encoding and decoding: `experiments.served_bench`.
+The command then asks the same of real HTTP servers, with whole programs, encoding and decoding: `experiments.served_bench`;
+and how far company moves a picture: `experiments.company`.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def engine_bench(
     """Requests per second and median latency of the step engine, as ratios to two other ways of serving."""
     import torch
 
-    from experiments import served_bench
+    from experiments import company, served_bench
     from experiments.provenance import write_result
     from nodes.session import quiet_libraries
 
@@ -104,6 +105,8 @@ def engine_bench(
         if served:
             results[name]["served"] = served_bench.measure_served(name, askers, steps, repeats, threads, service)
             text.append(served_bench.table(name, results[name]["served"]))
+        results[name]["company"] = {kind: company.measure_company(name, kind, steps) for kind in ("fp32", "bf16")}
+    text.append(company.table({name: result["company"] for name, result in results.items()}))
     write_result(out, "Step engine", "\n".join(text), results)
 
 

@@ -54,3 +54,16 @@ def test_the_table_shows_a_row_for_each_number_of_askers_and_mix(checkpoints, tm
     assert text.count("\n| 1 | ") == text.count("\n| 2 | ") == len(MIXES)
     for rows in result["summary"].values():
         assert all(value > 0 for row in rows.values() for value in row.values())
+
+
+def test_how_far_company_moves_a_picture_is_measured_in_both_dtypes(tmp_path, checkpoints):
+    from tiny import write_family
+
+    from experiments import company
+
+    family = str(write_family(tmp_path / "sd3.yaml", checkpoints["sd3"], "sd3"))
+    found = {dtype: company.measure_company(family, dtype, 8) for dtype in ("fp32", "bf16")}
+    assert found["fp32"]["latent_share"] < 1e-4
+    assert found["bf16"]["latent_share"] < 5e-2  # not at all, where a row's sums do not depend on the batch
+    assert set(found["fp32"]) == {"latent_share", "latent_max", "pixel"}
+    assert company.table({"tiny": found}).count("| tiny |") == 2
