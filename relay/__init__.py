@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from relay.cached import CachedStart
     from relay.errors import BadRequest, FamilyError, HandoffRefused, NonFiniteLatent, RelayError
     from relay.family import Family, find_family, list_families
     from relay.handoff import Handoff
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BadRequest": "errors",
+    "CachedStart": "cached",
     "Family": "family",
     "FamilyError": "errors",
     "Handoff": "handoff",

@@ -7,18 +7,20 @@ socket; two hosts use `start` and `finish`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from relay import matching as sigma_matching
+from relay.cached import CachedStart, check_start, first_leg_space
 from relay.conditioning import Conditioning, prompt_digest
 from relay.deviation import IntensityTrace
 from relay.deviation import deviation as compare_intensities
-from relay.errors import BadRequest
+from relay.errors import BadRequest, HandoffRefused
 from relay.family import Family, FamilySpec, Role
 from relay.handoff import Handoff, accept
 from relay.program import Program, check_choice
@@ -42,11 +44,15 @@ class RelayOutput:
     handoff_bytes: int = 0
     negative_prompts: list[str] | None = None
     deviation: dict[str, Any] | None = None
+    starts: list[dict[str, Any]] = field(default_factory=list)  # of each image what it began from; empty: from noise
+    kept: dict[int, list[CachedStart]] = field(
+        default_factory=dict
+    )  # step of the first leg -> each image's latent there
 
     @property
     def steps(self) -> dict[str, int]:
         """Steps that each member really took."""
-        return self.program.steps
+        return taken(self.program, self.starts)
 
     @property
     def denoising_s(self) -> dict[str, float]:
@@ -62,7 +68,11 @@ class RelayOutput:
         """The output of image i alone (its timings are the batch's)."""
         negative = None if self.negative_prompts is None else self.negative_prompts[i : i + 1]
         prompts, seeds = self.prompts[i : i + 1], self.seeds[i : i + 1]
-        return replace(self, images=self.images[i : i + 1], prompts=prompts, seeds=seeds, negative_prompts=negative)
+        kept = {step: latents[i : i + 1] for step, latents in self.kept.items()}
+        return replace(
+            self, images=self.images[i : i + 1], prompts=prompts, seeds=seeds, negative_prompts=negative,
+            starts=self.starts[i : i + 1], kept=kept,
+        )  # fmt: skip
 
 
 class RelayPipeline:
@@ -102,24 +112,29 @@ class RelayPipeline:
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
         deviation: bool = False,
+        cached: CachedStart | Sequence[CachedStart] | None = None,
+        keep: Sequence[int] = (),
         **plan: Any,
     ) -> RelayOutput:
         """Pictures of prompts; `plan` is what `RelayPipeline.plan` takes (handoff, num_inference_steps, program, ...).
 
         Noise comes from `latents` (unit noise, (B, C, h, w)), from `generator` (one draws the whole batch, a list one
         image each, as in diffusers) or from `seed`, where image i of each prompt uses seed + i. `deviation=True` also
-        measures the latent-intensity deviation of a relay, at the cost of one more run. BadRequest, before any weights
-        load, on whatever cannot be done.
+        measures the latent-intensity deviation of a relay, at the cost of one more run. `cached` is what the first leg
+        begins from in place of noise (one for all images, or one each, all with the same steps skipped); `keep` names
+        steps of the first leg whose latents the output shall hold (`kept`). BadRequest, before any weights load, on
+        whatever cannot be done, but for what is wrong with a cached latent: to tell that takes the text encoders and the VAE.
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         job = make_job(self.family, prompt, negative_prompt, num_images_per_prompt, plan)
         if deviation and job.program.mode != "relay":
             raise BadRequest(f"deviation compares the legs of a relay; this program is {job.program.mode}")
         noise = draw_noise(self.family, job, num_images_per_prompt, generator, seed, latents)
-        on_step = self._stepper(job, callback_on_step_end)
+        begun = self.begin(job, noise, cached)
+        on_step, kept = self._stepper(job, callback_on_step_end), self._keeper(job, keep)
 
         cond = self.encode(job)
-        latent, sigmas = self._walk(job, 0, noise, cond, None, on_step)
+        latent, sigmas = self._walk(job, 0, begun, cond, None, on_step, keep=kept)
         for k in range(1, len(job.program.legs)):
             received = self.over_the_wire(job, self.pack(job, k, latent, sigmas, cond))
             if deviation:
@@ -127,7 +142,7 @@ class RelayPipeline:
             latent, sigmas = self._walk(job, k, received.latent, cond, received, on_step, trace := IntensityTrace())
             if deviation:
                 job.deviation = compare_intensities(trace.intensities, reference.intensities)
-        return self._output(job, latent, output_type)
+        return replace(self._output(job, latent, output_type), kept=kept)
 
     @torch.inference_mode()
     def start(
@@ -139,6 +154,7 @@ class RelayPipeline:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         seed: int | None = None,
         callback_on_step_end: Callback | None = None,
+        cached: CachedStart | Sequence[CachedStart] | None = None,
         **plan: Any,
     ) -> Handoff:
         """Walk the first leg and stop: what `finish` goes on from, on this host or another."""
@@ -146,8 +162,9 @@ class RelayPipeline:
         if len(job.program.legs) == 1:
             raise BadRequest(f"{job.program.mode} has one leg and hands nothing over: choose a handoff between 0 and T")
         noise = draw_noise(self.family, job, num_images_per_prompt, generator, seed, None)
+        begun = self.begin(job, noise, cached)
         cond = self.encode(job)
-        latent, sigmas = self._walk(job, 0, noise, cond, None, self._stepper(job, callback_on_step_end))
+        latent, sigmas = self._walk(job, 0, begun, cond, None, self._stepper(job, callback_on_step_end))
         return self.pack(job, 1, latent, sigmas, cond)
 
     @torch.inference_mode()
@@ -160,6 +177,7 @@ class RelayPipeline:
         size = (handoff.width, handoff.height)
         self.family.check_size(*size)
         job = Job(program, list(handoff.prompts), handoff.negative_prompts, size, list(handoff.seeds))
+        job.starts = starts_of(handoff)
         check_texts(self.family, job.prompts, job.negatives or [])
         on_step = self._stepper(job, callback_on_step_end, handoff.leg_index)
         cond = handoff.conditioning or self.encode(job)
@@ -200,6 +218,28 @@ class RelayPipeline:
 
     # --- stages ---
 
+    def begin(self, job: Job, noise: torch.Tensor, cached: CachedStart | Sequence[CachedStart] | None) -> torch.Tensor:
+        """What the first leg begins with: noise, or the cached latents, which the job then tells of."""
+        if cached is None:
+            return noise
+        found = [cached] * len(job.prompts) if isinstance(cached, CachedStart) else list(cached)
+        if len(found) != len(job.prompts) or len({each.skipped for each in found}) != 1:
+            raise BadRequest(f"{len(job.prompts)} images need one cached start, or one each that skips as many steps")
+        negatives: Sequence[str | None] = job.negatives or [None] * len(found)
+        for each, negative in zip(found, negatives, strict=True):
+            space = first_leg_space(self.family, job.program, negative, job.size)
+            check_start(each, job.program, space, noise.shape[1:])
+        job.starts = [each.told for each in found]
+        return torch.cat([each.latent for each in found])
+
+    def _keeper(self, job: Job, steps: Sequence[int]) -> dict[int, list[CachedStart]]:
+        """Where `_walk` puts the latents of these steps of the first leg."""
+        last = job.program.legs[0].last
+        for step in steps:
+            if not (isinstance(step, int) and job.skipped < step < last):
+                raise BadRequest(f"latents are kept between steps {job.skipped + 1} and {last - 1}, not at {step!r}")
+        return {step: [] for step in steps}
+
     def encode(self, job: Job) -> Conditioning:
         with job.timed("encode"):
             return self.family.text.encode(job.prompts, job.negatives, job.guided, job.size)
@@ -213,17 +253,20 @@ class RelayPipeline:
         received: Handoff | None,
         on_step: Callable[[int, list[float]], OnStep],
         trace: IntensityTrace | None = None,
+        keep: dict[int, list[CachedStart]] | None = None,
     ) -> tuple[torch.Tensor, list[float]]:
-        """Leg k from noise (`received` None) or from a handoff; the receiver does the sigma matching."""
+        """Leg k from noise or a cached start (`received` None) or from a handoff; the receiver does the sigma matching."""
         leg = job.program.legs[k]
         sigmas = self.leg_sigmas(job, k, received)
-        done = received.index if received is not None and received.under_way else 0
+        done = job.skipped if received is None else received.index if received.under_way else 0
         denoiser = self.family.denoiser(leg.member)
         report = on_step(k, sigmas[done:])
 
         def each(i: int, sigma: float, x: torch.Tensor) -> torch.Tensor | None:
             if trace:
                 trace.record(i, sigma, x)
+            if keep and done + i + 1 in keep:
+                keep[done + i + 1] = self._states(job, done + i + 1, x)
             return report(i, sigma, x)
 
         with job.timed(f"denoise[{k}] {leg.member}"):
@@ -231,6 +274,15 @@ class RelayPipeline:
                 denoiser, latent, sigmas[done:], cond, job.program.guidance[k], member=leg.member, on_step=each
             )
         return latent, sigmas
+
+    def _states(self, job: Job, step: int, x: torch.Tensor) -> list[CachedStart]:
+        """Each image's latent after a step of the first leg."""
+        negatives: Sequence[str | None] = job.negatives or [None] * len(x)
+        spaces = {each: first_leg_space(self.family, job.program, each, job.size) for each in set(negatives)}
+        return [
+            CachedStart(spaces[negatives[i]], step, x[i : i + 1].float().cpu().clone(), f"seed {seed}")
+            for i, seed in enumerate(job.seeds)
+        ]
 
     def leg_sigmas(self, job: Job, k: int, received: Handoff | None) -> list[float]:
         schedules = self.family.schedules(job.size)
@@ -267,6 +319,7 @@ class RelayPipeline:
             conditioning=cond if ship else None,
             conditioning_digest=cond.digest() if ship else prompt_digest(job.prompts, job.negatives),
             conditioning_fingerprint=self.family.conditioning_fingerprint if ship else None,
+            meta={STARTS: json.dumps(job.starts)} if job.starts else {},
         )
 
     def over_the_wire(self, job: Job, handoff: Handoff) -> Handoff:
@@ -278,10 +331,10 @@ class RelayPipeline:
     def _stepper(self, job: Job, callback: Callback | None, first_leg: int = 0) -> Callable[[int, list[float]], OnStep]:
         """For each leg a function that tells the callback of its steps, counted over all legs of this call."""
         legs = job.program.legs
-        self.num_timesteps = sum(leg.steps for leg in legs[first_leg:])
+        self.num_timesteps = sum(leg.steps for leg in legs[first_leg:]) - (0 if first_leg else job.skipped)
 
         def for_leg(k: int, sigmas: list[float]) -> OnStep:
-            before = sum(leg.steps for leg in legs[first_leg:k])
+            before = sum(leg.steps for leg in legs[first_leg:k]) - (job.skipped if first_leg == 0 < k else 0)
 
             def report(i: int, _: float, x: torch.Tensor) -> torch.Tensor | None:
                 if callback is None:
@@ -306,7 +359,33 @@ class RelayPipeline:
             handoff_bytes=job.handoff_bytes,
             negative_prompts=job.negatives,
             deviation=job.deviation,
+            starts=job.starts,
         )
+
+
+STARTS = "starts"  # under this key a handoff tells on what its images began from
+
+
+def starts_of(handoff: Handoff) -> list[dict[str, Any]]:
+    """What a handoff's images began from; empty: from noise. HandoffRefused where it says something else."""
+    try:
+        said = json.loads(handoff.meta.get(STARTS, "[]"))
+        found = [
+            {"source": str(s["source"]), "similarity": s["similarity"], "skipped": int(s["skipped"])} for s in said
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise HandoffRefused(f"handoff: what its images began from cannot be read: {error}") from None
+    if found and len(found) != len(handoff.prompts):
+        raise HandoffRefused(f"handoff tells of {len(found)} starts for {len(handoff.prompts)} images")
+    return found
+
+
+def taken(program: Program, starts: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Steps that each member takes of a program, less those that a cached start spares."""
+    steps = program.steps
+    if starts:
+        steps[program.legs[0].member] -= starts[0]["skipped"]
+    return steps
 
 
 def _as(images: torch.Tensor, output_type: str) -> Any:

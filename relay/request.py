@@ -37,6 +37,12 @@ class Job:
     timings: dict[str, float] = field(default_factory=dict)
     handoff_bytes: int = 0
     deviation: dict[str, Any] | None = None
+    starts: list[dict[str, Any]] = field(default_factory=list)  # of each image what it began from; empty: from noise
+
+    @property
+    def skipped(self) -> int:
+        """Steps of the first leg that a cached start spared."""
+        return self.starts[0]["skipped"] if self.starts else 0
 
     @property
     def guided(self) -> bool:

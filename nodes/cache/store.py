@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from nodes.cache.space import Rule
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import check_choice
+from scheduler.load.similarity import Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

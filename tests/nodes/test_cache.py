@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nodes.cache.space import Rule, space_of
 from nodes.cache.store import LatentCache
 from relay.errors import BadRequest
+from scheduler.load.similarity import Rule
 
 RULE = Rule(((0.95, 0.5), (0.8, 0.2)))
 
@@ -155,21 +155,6 @@ def test_a_damaged_or_foreign_database_is_set_aside(tmp_path, damage, caplog):
     assert fill(again, 0, 10)
     assert len(list(tmp_path.glob("c.aside-*"))) == 1
     assert "set aside" in caplog.text
-
-
-def test_a_space_is_all_that_a_latent_depends_on():
-    facts = [{"channels": 4}, "large", [1.0, 0.5, 0.0], 3.0, (64, 64), "fp32"]
-    others = [{"channels": 16}, "small", [1.0, 0.4, 0.0], 2.0, (64, 32), "bf16"]
-    names = {space_of(*facts)} | {space_of(*facts[:i], other, *facts[i + 1 :]) for i, other in enumerate(others)}
-    assert len(names) == 7
-
-
-@pytest.mark.parametrize(
-    "steps", [((0.8, 0.2), (0.95, 0.5)), ((0.95, 0.2), (0.8, 0.5)), ((2.0, 0.5),), ((0.9, 1.0),), ((0.9, 0.0),)]
-)
-def test_a_rule_that_makes_no_sense_is_refused(steps):
-    with pytest.raises(BadRequest, match="cache rule"):
-        Rule(steps)
 
 
 def test_other_words_are_refused_in_one_line(tmp_path):
