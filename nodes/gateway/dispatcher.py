@@ -31,14 +31,15 @@ from nodes.gateway.placer import Placer, Send
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.reports import report_of, report_of_failure
+from nodes.gateway.settling import Settling, digest_of
 from nodes.gateway.timeline import Timeline
 from nodes.gateway.verdicts import Verdicts
-from nodes.images import write_bytes
 from nodes.messages import Busy, Cancel, Failed, Message, Progress, Release, Result
 from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
 from nodes.stages import Stage
 from nodes.tasks import Tasks
 from relay.errors import BadRequest
+from relay.files import write_atomically
 from relay.program import Program
 
 log = logging.getLogger("relay.gateway")
@@ -59,6 +60,7 @@ class Dispatcher:
         self.counters: Counter[str] = Counter()
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
+        self.settling = Settling(ledger, self.store)
         self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot)
         self._ending: set[str] = set()
         self._tasks = Tasks()
@@ -67,6 +69,7 @@ class Dispatcher:
 
     async def restore(self) -> int:
         """Take up what an earlier process had accepted and not ended."""
+        await self.settling.look_back()
         for kept in self.ledger.open_jobs():
             request = read_request(kept.body)
             left = (request.deadline_ms or self.config.deadline_s * 1000) / 1000 - kept.waited_s
@@ -284,7 +287,8 @@ class Dispatcher:
         if png is not None:
             image = f"images/{job.id}.png"
             try:
-                write_bytes(self.store / image, png)
+                (self.store / image).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self.store / image, png)
             except OSError as error:
                 self.counters["unwritable"] += 1
                 log.error("image of %s cannot be written: %s", job.id, error)
@@ -293,7 +297,8 @@ class Dispatcher:
             job.program = program
         job.image, job.report = image, report
         self.registry.praise(node)
-        return await self._end(job, Stage.DONE, report=report, image=image)
+        digest = digest_of(png) if png is not None else None
+        return await self._end(job, Stage.DONE, report=report, image=image, digest=digest)
 
     # --- recovering and ending ---
 
@@ -341,6 +346,8 @@ class Dispatcher:
             return False
         finally:
             self._ending.discard(job.id)
+        if kept.get("image"):
+            self.settling.ended(job.id, kept["image"])
         job.error, job.status = error, status
         job.enter(stage)
         self.counters[str(stage)] += 1

@@ -1,9 +1,9 @@
 """The ledger: every accepted request and how it ended, in SQLite, before anyone is told.
 
-One thread writes. Whatever waits for it goes into one transaction (WAL, synchronous FULL), so accepting many requests
-costs one sync to disk and the event loop never waits for a disk. A request is acknowledged only after its commit; an end
-is answered only after its commit. A full disk fails the commit: what was not accepted is refused, an end is kept and
-tried again by the caller.
+One thread writes. Whatever waits for it goes into one transaction (WAL), so accepting many requests costs one sync to disk
+and the event loop never waits for a disk. A request is acknowledged only after its commit is on the disk; an end is
+answered only after its commit, which a killed process leaves behind, and on the disk a second later (settling.py). A full
+disk fails the commit: what was not accepted is refused, an end is kept and tried again by the caller.
 
 Times are wall-clock seconds for people; deadlines live in the process by its monotonic clock. That clock goes on from one
 process to the next until the machine is booted again, so a request remembers it, and the boot that it was read in: after a
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, request TEXT NOT NULL REFERENCES requests(id), number INTEGER NOT NULL, tenant TEXT NOT NULL,
     seed INTEGER NOT NULL, stage TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, program TEXT, nodes TEXT, error TEXT,
-    report TEXT, image TEXT, ended_at REAL
+    report TEXT, image TEXT, ended_at REAL, digest TEXT
 );
 CREATE INDEX IF NOT EXISTS open_jobs ON jobs(stage) WHERE ended_at IS NULL;
 CREATE INDEX IF NOT EXISTS ended_jobs ON jobs(ended_at);
@@ -43,7 +43,13 @@ CREATE INDEX IF NOT EXISTS jobs_of_tenant ON jobs(tenant);
 CREATE TABLE IF NOT EXISTS events (job TEXT NOT NULL, at REAL NOT NULL, node TEXT NOT NULL, what TEXT NOT NULL, data TEXT);
 CREATE INDEX IF NOT EXISTS events_of ON events(job);
 """
-_LATER = ("machine_boot TEXT", "monotonic_s REAL")
+_LATER = {"requests": ("machine_boot TEXT", "monotonic_s REAL"), "jobs": ("digest TEXT",)}
+_UNSETTLED = "CREATE INDEX IF NOT EXISTS unsettled_jobs ON jobs(id) WHERE digest IS NOT NULL"
+
+
+_Order = tuple[
+    Callable[[sqlite3.Connection], Any], bool, Future[Any]
+]  # what to do, whether the disk is waited for, whom to tell
 
 
 class LedgerUnwritable(RelayError):
@@ -71,16 +77,16 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._local = threading.local()
-        self._orders: queue.SimpleQueue[tuple[Callable[[sqlite3.Connection], Any] | None, Future[Any]]] = (
-            queue.SimpleQueue()
-        )
+        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         try:
             with self._connect() as db:
                 db.executescript(_SCHEMA)
-                known = {row[1] for row in db.execute("PRAGMA table_info(requests)")}
-                for column in _LATER:  # a ledger that was begun before they were there
-                    if column.split()[0] not in known:
-                        db.execute(f"ALTER TABLE requests ADD COLUMN {column}")
+                for table, columns in _LATER.items():  # a ledger that was begun before they were there
+                    known = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+                    for column in columns:
+                        if column.split()[0] not in known:
+                            db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+                db.execute(_UNSETTLED)
                 row = db.execute("SELECT value FROM meta WHERE key = 'boots'").fetchone()
                 self.boot = int(row[0]) + 1 if row else 1
                 db.execute("INSERT OR REPLACE INTO meta VALUES ('boots', ?)", (str(self.boot),))
@@ -117,7 +123,7 @@ class Ledger:
             )
             return request, [job for job, _ in jobs]
 
-        return self._ask(order)
+        return self._ask(order, sync=True)
 
     def placed(self, job: str, attempt: int, program: str, nodes: list[str]) -> asyncio.Future[None]:
         """Where a job was placed last. A restarted gateway takes a result of that attempt from those nodes."""
@@ -139,17 +145,34 @@ class Ledger:
         error: str | None = None,
         report: dict[str, Any] | None = None,
         image: str | None = None,
+        digest: str | None = None,
     ) -> asyncio.Future[bool]:
-        """True where this is what ended it; False where it had ended before, which changes nothing."""
+        """True where this is what ended it; False where it had ended before, which changes nothing. `digest`: of an image
+        that may not be on the disk yet, until `settled`."""
 
         def order(db: sqlite3.Connection) -> bool:
             changed = db.execute(
-                "UPDATE jobs SET stage = ?, error = ?, report = ?, image = ?, ended_at = ? WHERE id = ? AND ended_at IS NULL",
-                (stage, error, json.dumps(report) if report else None, image, time.time(), job),
+                "UPDATE jobs SET stage = ?, error = ?, report = ?, image = ?, digest = ?, ended_at = ?"
+                " WHERE id = ? AND ended_at IS NULL",
+                (stage, error, json.dumps(report) if report else None, image, digest, time.time(), job),
             )
             return changed.rowcount == 1
 
         return self._ask(order)
+
+    def settled(self, jobs: list[str]) -> asyncio.Future[None]:
+        """The images of these are on the disk, and so is every end before this one when it is done."""
+        rows = [(job,) for job in jobs]
+        change = "UPDATE jobs SET digest = NULL WHERE id = ?"
+        return self._ask(lambda db: db.executemany(change, rows) and None, sync=True)
+
+    def reopen(self, job: str) -> asyncio.Future[None]:
+        """Its image is lost: it has not ended."""
+        change = (
+            "UPDATE jobs SET stage = 'accepted', error = NULL, report = NULL, image = NULL, digest = NULL, ended_at = NULL"
+            " WHERE id = ?"
+        )
+        return self._ask(lambda db: db.execute(change, (job,)) and None, sync=True)
 
     def amend(self, job: str, **parts: Any) -> asyncio.Future[dict[str, Any] | None]:
         """Put parts into the report of a job that has ended. The report as it was, None where there is no such job."""
@@ -232,6 +255,11 @@ class Ledger:
                 "SELECT ended_at, image FROM jobs WHERE image NOT NULL AND ended_at NOT NULL ORDER BY ended_at DESC"
             ).fetchall()
 
+    def unsettled(self) -> list[tuple[str, str, str]]:
+        """Job, image and digest of those of which nobody said that the image is on the disk."""
+        with self._reader() as db:
+            return db.execute("SELECT id, image, digest FROM jobs WHERE digest IS NOT NULL").fetchall()
+
     def events_of(self, job: str) -> list[dict[str, Any]]:
         with self._reader() as db:
             rows = db.execute(
@@ -241,7 +269,7 @@ class Ledger:
 
     def close(self) -> None:
         """What was ordered is written first."""
-        self._orders.put((None, Future()))
+        self._orders.put(None)
         self._thread.join(timeout=10)
 
     # --- the thread ---
@@ -255,35 +283,33 @@ class Ledger:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
         return db
 
-    def _ask(self, order: Callable[[sqlite3.Connection], Any]) -> asyncio.Future[Any]:
+    def _ask(self, order: Callable[[sqlite3.Connection], Any], *, sync: bool = False) -> asyncio.Future[Any]:
+        """`sync`: its commit waits for the disk, and with it for all before."""
         future: Future[Any] = Future()
-        self._orders.put((order, future))
+        self._orders.put((order, sync, future))
         return asyncio.wrap_future(future)
 
     def _write(self) -> None:
         db = self._connect()
         while True:
-            orders = [self._orders.get()]
-            while not self._orders.empty() and len(orders) < 256:
-                orders.append(self._orders.get())
-            stop = any(order is None for order, _ in orders)
-            self._together(db, [(order, future) for order, future in orders if order is not None])
-            if stop:
+            taken = [self._orders.get()]
+            while not self._orders.empty() and len(taken) < 256:
+                taken.append(self._orders.get())
+            self._together(db, [order for order in taken if order is not None])
+            if None in taken:
                 db.close()
                 return
 
-    def _together(
-        self, db: sqlite3.Connection, orders: list[tuple[Callable[[sqlite3.Connection], Any], Future[Any]]]
-    ) -> None:
+    def _together(self, db: sqlite3.Connection, orders: list[_Order]) -> None:
         """One transaction for all; where it fails, each alone, so that one bad order spoils no other."""
         if not orders:
             return
         try:
+            db.execute(f"PRAGMA synchronous = {'FULL' if any(sync for _, sync, _ in orders) else 'NORMAL'}")
             db.execute("BEGIN IMMEDIATE")
-            found = [order(db) for order, _ in orders]
+            found = [order(db) for order, _, _ in orders]
             db.execute("COMMIT")
         except sqlite3.Error as error:
             if db.in_transaction:
@@ -293,8 +319,8 @@ class Ledger:
                     self._together(db, [each])
                 return
             found = []
-            _settle(orders[0][1], error=LedgerUnwritable(f"the ledger {self.path.name} cannot be written: {error}"))
-        for (_, future), value in zip(orders, found, strict=False):
+            _settle(orders[0][2], error=LedgerUnwritable(f"the ledger {self.path.name} cannot be written: {error}"))
+        for (_, _, future), value in zip(orders, found, strict=False):
             _settle(future, value)
 
 

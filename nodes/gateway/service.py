@@ -104,6 +104,7 @@ class Gateway:
             self._hear(self.data, self._bulk),
             dispatcher.run(),
             self.judging.run(),
+            dispatcher.settling.run(),
             self._tidy(),
         ]
         if self.config.http is not None:
@@ -128,6 +129,7 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await dispatcher.timeline.flush()
+            await dispatcher.settling.settle()
             dispatcher.ledger.close()
             self.decider.close()
 

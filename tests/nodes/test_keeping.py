@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import sqlite3
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nodes import logs
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.retention import tidy
+from nodes.gateway.settling import Settling, digest_of
 from nodes.tasks import Tasks
 from nodes.trace import chrome_trace, timeline
 
@@ -169,3 +171,68 @@ def test_timeline_becomes_slices_that_end_where_the_gateway_heard_of_their_end()
     assert {each["args"]["name"] for each in drawn if each["name"] == "thread_name"} == {"gateway", "edge"}
     assert json.dumps(drawn)
     assert chrome_trace("job-2", [])["traceEvents"]
+
+
+# --- what a power cut takes ---
+
+
+def test_a_picture_that_did_not_reach_the_disk_is_open_again_and_one_that_did_is_not(store):
+    pictures = {"whole": b"a whole picture", "short": b"a picture", "gone": b"another"}
+
+    async def before():
+        ledger = Ledger(store / "ledger.db")
+        for job, png in pictures.items():
+            await ledger.accept(f"req-{job}", "local", None, {"prompt": "p"}, [(job, 7)])
+            (store / "images" / f"{job}.png").write_bytes(png)
+            await ledger.end(job, "done", report={"seed": 7}, image=f"images/{job}.png", digest=digest_of(png))
+        ledger.close()
+
+    async def after():
+        ledger = Ledger(store / "ledger.db")
+        settling = Settling(ledger, store)
+        assert await settling.look_back() == 2
+        assert ledger.unsettled() == []
+        assert await settling.look_back() == 0
+        found = {job: ledger.job(job) for job in pictures}, [(each.id, each.seed) for each in ledger.open_jobs()]
+        ledger.close()
+        return found
+
+    asyncio.run(before())
+    (store / "images" / "short.png").write_bytes(b"a pic\0\0\0\0")  # as a file system leaves it
+    (store / "images" / "gone.png").unlink()
+    jobs, opened = asyncio.run(after())
+    assert jobs["whole"]["stage"] == "done"
+    assert jobs["whole"]["image"] == "images/whole.png"
+    assert opened == [("short", 7), ("gone", 7)]
+    assert jobs["gone"]["image"] is jobs["gone"]["report"] is jobs["gone"]["ended_at"] is None
+
+
+def test_pictures_are_settled_once_a_second_also_where_one_was_dropped_meanwhile(ledger, store):
+    async def work():
+        settling = Settling(ledger, store)
+        for job in ("kept", "dropped"):
+            await ledger.accept(f"req-{job}", "local", None, {"prompt": "p"}, [(job, 7)])
+            (store / "images" / f"{job}.png").write_bytes(b"png")
+            await ledger.end(job, "done", report={}, image=f"images/{job}.png", digest=digest_of(b"png"))
+            settling.ended(job, f"images/{job}.png")
+        (store / "images" / "dropped.png").unlink()
+        assert len(ledger.unsettled()) == 2
+        running = asyncio.ensure_future(settling.run())
+        while ledger.unsettled():
+            await asyncio.sleep(0.05)
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def test_a_ledger_of_before_is_read_on(store):
+    with sqlite3.connect(store / "ledger.db") as db:
+        db.executescript(
+            "CREATE TABLE jobs (id TEXT PRIMARY KEY, request TEXT NOT NULL, number INTEGER NOT NULL, tenant TEXT NOT NULL,"
+            " seed INTEGER NOT NULL, stage TEXT NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, program TEXT, nodes TEXT,"
+            " error TEXT, report TEXT, image TEXT, ended_at REAL);"
+            "INSERT INTO jobs (id, request, number, tenant, seed, stage) VALUES ('old', 'r', 0, 'local', 1, 'done')"
+        )
+    ledger = Ledger(store / "ledger.db")
+    assert ledger.unsettled() == []
+    ledger.close()
