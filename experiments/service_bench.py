@@ -47,6 +47,7 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
 
     from experiments.workloads import load_workload
     from nodes.fleet import fleet
+    from nodes.images import png_bytes
     from nodes.session import quiet_libraries
     from relay.pipeline import RelayPipeline
 
@@ -65,7 +66,8 @@ def overhead(folder: Path, family: str, requests: int, flow: int) -> dict[str, A
             apart, alone = [], []
             for i in range(requests):  # a pair: in one process, then through the service
                 started = time.perf_counter()
-                pipe(prompts[i], program=program, seed=i)
+                drawn = pipe(prompts[i], program=program, seed=i)
+                png_bytes(drawn.images[0], {"prompt": prompts[i], "program": program, "seed": i})
                 alone.append(time.perf_counter() - started)
                 apart.append(await _one(asker, prompts[i], program, i) - alone[-1])
             before = await asker.status()
@@ -168,7 +170,7 @@ def _memory(status: dict[str, Any]) -> float:
 def table(found: dict[str, Any]) -> str:
     over, loaded = found["overhead_ms"], found["loaded_ms"]
     lines = [
-        f"{found['requests']} one-step requests, each paired with the same program in one process ({found['alone_ms']:.1f} ms):",
+        f"{found['requests']} one-step requests, each paired with the same program in one process, up to the PNG ({found['alone_ms']:.1f} ms):",
         "",
         "| | median | p99 |",
         "| --- | --- | --- |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,7 @@ def write_report(path: Path, entries: list[dict[str, Any]], pipe: RelayPipeline)
     write_atomically(path, json.dumps({"images": entries, "dtype": pipe.dtype, "machine": machine}, indent=1) + "\n")
 
 
+@cache  # a walk through all that is installed
 def version() -> str:
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as of

@@ -105,6 +105,7 @@ class Family:
         config = read_json(where, "scheduler_config.json")
         return replace_scheduler(config) if self.spec.replace_scheduler else config
 
+    @cache  # noqa: B019 - a family lives as long as its process
     def schedule(self, member: str, steps: int, image_seq_len: int | None = None) -> Schedule:
         """The schedule of `steps` steps that `member` walks; `image_seq_len` where its shift depends on the size."""
         return make_schedule(self.scheduler_config(member), steps, image_seq_len)

@@ -273,7 +273,9 @@ class Gateway:
         if job is not None and job.tenant == tenant and ask.wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(job.ended.wait(), min(ask.wait_s, 60.0))
-        record = await find(dispatcher, tenant, ask.job)
+            record = of_job(job) if job.stage.ended else await find(dispatcher, tenant, ask.job)
+        else:
+            record = await find(dispatcher, tenant, ask.job)
         if ask.what == "trace":
             return await asyncio.to_thread(dispatcher.ledger.events_of, ask.job), []
         if ask.what == "image":
