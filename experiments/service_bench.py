@@ -170,7 +170,8 @@ def _memory(status: dict[str, Any]) -> float:
 def table(found: dict[str, Any]) -> str:
     over, loaded = found["overhead_ms"], found["loaded_ms"]
     lines = [
-        f"{found['requests']} one-step requests, each paired with the same program in one process, up to the PNG ({found['alone_ms']:.1f} ms):",
+        f"{found['requests']} one-step requests, each paired with the same program in one process, up to the PNG"
+        f" ({found['alone_ms']:.1f} ms):",
         "",
         "| | median | p99 |",
         "| --- | --- | --- |",
