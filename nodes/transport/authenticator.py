@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import zmq
-import zmq.asyncio
+
+from nodes.transport.channel import Channel
 
 ENDPOINT = "inproc://zeromq.zap.01"
 DOMAIN = b"relay"  # a server that sets it lets nobody in while no authenticator answers
@@ -21,19 +22,23 @@ Admit = Callable[[bytes, list[bytes], str], str | None]
 class Authenticator:
     """`admit(mechanism, credentials, the peer's IP address)` gives the User-Id, or None: refused."""
 
-    def __init__(self, context: zmq.asyncio.Context, admit: Admit):
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], admit: Admit):
         self._admit = admit
-        self._socket = context.socket(zmq.REP)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(ENDPOINT)
+        socket = context.socket(zmq.REP)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.bind(ENDPOINT)
+        self._channel = Channel(socket)
 
     async def run(self) -> None:
         """Answers until it is cancelled. Status 400 tells the peer that it is refused; 300 would leave it guessing."""
         while True:
-            version, request_id, _, address, _, mechanism, *credentials = await self._socket.recv_multipart()
+            await self._channel.until(zmq.POLLIN)
+            if (frames := self._channel.take()) is None:
+                continue
+            version, request_id, _, address, _, mechanism, *credentials = (frame.bytes for frame in frames)
             user = self._admit(mechanism, credentials, address.decode("ascii", "replace"))
             code, text = (b"400", b"not on the allow list") if user is None else (b"200", b"OK")
-            await self._socket.send_multipart([version, request_id, code, text, (user or "").encode(), b""])
+            self._channel.put([version, request_id, code, text, (user or "").encode(), b""])
 
     def close(self) -> None:
-        self._socket.close(0)
+        self._channel.close(0)

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zmq
-import zmq.asyncio
 
 from nodes.keys import Credentials, Peer, is_key
 from nodes.messages import (
@@ -35,6 +34,7 @@ from nodes.messages import (
 )
 from nodes.results import version
 from nodes.tasks import background
+from nodes.transport.channel import Channel
 from nodes.transport.complaints import Complaints
 from nodes.transport.diagnosis import Unreachable, why_failed
 from nodes.transport.lanes import (
@@ -47,8 +47,6 @@ from nodes.transport.lanes import (
     check_frames,
     check_plain_text,
     prepare,
-    send_now,
-    take_now,
 )
 from nodes.transport.meter import Meter
 from relay.errors import BadRequest
@@ -108,7 +106,7 @@ class Client:
 
     async def connect(self) -> None:
         """Begin to connect, and keep at it; `connected` waits for it."""
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         prepare(self._socket, self.address, self.lane)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a server that is not there
@@ -121,6 +119,7 @@ class Client:
         else:
             self._socket.setsockopt(zmq.PLAIN_USERNAME, f"{self.me.role}/{self.me.name}".encode())
             self._socket.setsockopt(zmq.PLAIN_PASSWORD, b"none")  # empty is not possible
+        self._channel = Channel(self._socket)
         self._monitor = Monitor(self._socket)
         self._keeper = background(self._keep_up())
 
@@ -131,7 +130,7 @@ class Client:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._monitor.close()
-        self._socket.close()
+        self._channel.close()
         await asyncio.to_thread(self._context.term)
 
     # --- how it stands ---
@@ -179,7 +178,7 @@ class Client:
             pause = FIRST_PAUSE_S if self.state.number > before else min(2 * pause, LONGEST_PAUSE_S)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             # The old connection is closed when its pipe is read to the end, and that happens in calls like this one.
-            self._socket.get(zmq.EVENTS)
+            self._channel.look()
 
     async def _one_connection(self) -> None:
         """From dialling to the end, whichever it is."""
@@ -226,9 +225,9 @@ class Client:
             async with asyncio.timeout(limit), self._turn:
                 while True:
                     await self.connected()
-                    if send_now(self._socket, frames):
+                    if self._channel.put(frames):
                         break
-                    await self._socket.poll(None, zmq.POLLOUT)  # type: ignore[call-arg]  # its stub knows no flags
+                    await self._channel.until(zmq.POLLOUT)
         except TimeoutError:
             if self.state.kind == CONNECTED:
                 raise PeerSlow(f"{self.server.name} at {self.address} took nothing for {limit:.1f} s") from None
@@ -243,8 +242,8 @@ class Client:
             while True:
                 # Messages that are there are taken without waiting: let the others of this event loop have their turn.
                 await asyncio.sleep(0)
-                if (frames := take_now(self._socket)) is None:
-                    await self._socket.poll()
+                if (frames := self._channel.take()) is None:
+                    await self._channel.until(zmq.POLLIN)
                 elif (received := self._take(frames)) is not None:
                     return received
 
@@ -266,6 +265,6 @@ class Client:
         if isinstance(message, Probe):
             if self.me.role in Probed.senders:
                 probed = Probed(sequence=message.sequence, name=self.me.name, version=self._version)
-                send_now(self._socket, encode(probed, payloads))
+                self._channel.put(encode(probed, payloads))
             return None
         return message, payloads

@@ -10,19 +10,19 @@ the kernel watches: keepalive when idle, TCP_USER_TIMEOUT when sent bytes are no
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import logging
 import re
 import struct
-from asyncio import Future
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import zmq
-import zmq.asyncio
 
 from nodes.messages import MAX_PAYLOAD, MessageRefused, size_of
+from nodes.transport.channel import Channel
 from relay.errors import BadRequest, RelayError
 
 log = logging.getLogger("relay.transport")
@@ -62,7 +62,7 @@ class PeerSlow(SendFailed):
     """The peer took nothing off its full queue within the time-out."""
 
 
-def prepare(socket: zmq.asyncio.Socket, address: str, lane: Lane) -> None:
+def prepare(socket: zmq.Socket[bytes], address: str, lane: Lane) -> None:
     """Options of every socket here, whichever side it is. ZeroMQ's defaults are without bounds; these have them."""
     socket.setsockopt(zmq.SNDHWM, lane.high_water)
     socket.setsockopt(zmq.RCVHWM, lane.high_water)
@@ -121,26 +121,6 @@ def check_plain_text(address: str, allowed: bool) -> None:
         )
 
 
-def take_now(socket: zmq.asyncio.Socket) -> list[zmq.Frame] | None:
-    """The frames of the next message without waiting or copying, None if there is none."""
-    try:
-        return cast(Future[list[zmq.Frame]], socket.recv_multipart(zmq.NOBLOCK, copy=False)).result()
-    except zmq.Again:
-        return None
-    finally:
-        # ZeroMQ signals a change once: what this call has seen of it, others who wait for the socket are told here.
-        socket.get(zmq.EVENTS)
-
-
-def send_now(socket: zmq.asyncio.Socket, frames: Sequence[bytes | memoryview]) -> bool:
-    """Hand frames to ZeroMQ without waiting or copying; False if the queue is full. ZMQError as ZeroMQ has it."""
-    try:
-        cast(Future[Any], socket.send_multipart(frames, zmq.NOBLOCK, copy=False)).result()
-    except zmq.Again:
-        return False
-    return True
-
-
 async def sent(sending: Awaitable[None], level: int = logging.INFO) -> bool:
     """Whether a `send` put its message on its way; why not is logged. For what is said again or not missed."""
     try:
@@ -160,24 +140,26 @@ class Monitor:
         | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
     )  # fmt: skip
 
-    def __init__(self, socket: zmq.asyncio.Socket):
+    def __init__(self, socket: zmq.Socket[bytes]):
         self._socket = socket
-        self._pair = socket.get_monitor_socket(self.EVENTS)
+        self._channel = Channel(socket.get_monitor_socket(self.EVENTS))
 
     def drain(self) -> list[tuple[int, int]]:
         """All that has happened since the last look; never waits."""
         events = []
-        while (frames := take_now(self._pair)) is not None:
+        while (frames := self._channel.take()) is not None:
             events.append(_EVENT.unpack(frames[0].bytes))
         return events
 
     async def wait(self, timeout_s: float | None = None) -> list[tuple[int, int]]:
         """As `drain`, but waits for something; empty when the time is over."""
         if not (events := self.drain()):
-            await self._pair.poll(None if timeout_s is None else int(timeout_s * 1000))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._channel.until(zmq.POLLIN)
             events = self.drain()
         return events
 
     def close(self) -> None:
         self._socket.disable_monitor()
-        self._pair.close(0)
+        self._channel.close(0)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import zmq
-import zmq.asyncio
 from zmq.utils import z85
 
 from nodes.keys import NAME, AllowList, Credentials, Peer
@@ -38,6 +37,7 @@ from nodes.messages import (
 from nodes.results import version
 from nodes.tasks import background
 from nodes.transport.authenticator import DOMAIN, Authenticator
+from nodes.transport.channel import Channel
 from nodes.transport.complaints import Complaints
 from nodes.transport.lanes import (
     Lane,
@@ -47,8 +47,6 @@ from nodes.transport.lanes import (
     check_frames,
     check_plain_text,
     prepare,
-    send_now,
-    take_now,
 )
 from nodes.transport.meter import Meter
 from relay.errors import BadRequest, RelayError
@@ -114,7 +112,7 @@ class Server:
 
     async def open(self) -> None:
         """Bind; `address` is then the real one. RelayError if that cannot be."""
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._authenticator = Authenticator(self._context, self._admit)
         self._socket = self._context.socket(zmq.ROUTER)
         prepare(self._socket, self.address, self.lane)
@@ -126,6 +124,7 @@ class Server:
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, self.me.secret.encode())
         else:
             self._socket.setsockopt(zmq.PLAIN_SERVER, 1)
+        self._channel = Channel(self._socket)
         self._monitor = Monitor(self._socket)
         try:
             self._socket.bind(self.address)
@@ -141,7 +140,7 @@ class Server:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._monitor.close()
-        self._socket.close()
+        self._channel.close()
         self._authenticator.close()
         await asyncio.to_thread(self._context.term)
 
@@ -155,8 +154,8 @@ class Server:
             while True:
                 # Messages that are there are taken without waiting: let the others of this event loop have their turn.
                 await asyncio.sleep(0)
-                if (frames := take_now(self._socket)) is None:
-                    await self._socket.poll()
+                if (frames := self._channel.take()) is None:
+                    await self._channel.until(zmq.POLLIN)
                 elif (received := self._take(frames)) is not None:
                     return received
 
@@ -255,7 +254,7 @@ class Server:
     def _send_now(self, connection: _Connection, frames: list[bytes | memoryview]) -> bool:
         """False: its queue is full."""
         try:
-            return send_now(self._socket, [connection.routing_id, *frames])
+            return self._channel.put([connection.routing_id, *frames])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
