@@ -46,5 +46,5 @@ def read_yaml(path: Path, type: type[T], *, strict: bool = True) -> T:
         return msgspec.yaml.decode(path.read_bytes(), type=type, strict=strict)
     except OSError as error:
         raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, BadRequest) as error:  # the last: a type's own check
         raise BadRequest(f"{path}: {error}") from None

@@ -19,6 +19,7 @@ import msgspec
 
 from experiments.baselines import NAMES
 from relay.errors import BadRequest
+from relay.files import read_yaml
 
 if TYPE_CHECKING:
     from experiments.baselines.base import Baseline, Setting
@@ -32,12 +33,7 @@ class Chosen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def read_chosen(path: Path) -> dict[str, Chosen]:
     """Family -> what was chosen for it; BadRequest names the file."""
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=dict[str, Chosen])
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    return read_yaml(path, dict[str, Chosen])
 
 
 def of_family(chosen: Mapping[str, Chosen] | None, family: Family, baselines: Sequence[Baseline]) -> Chosen | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from relay.errors import BadRequest
+from relay.files import read_yaml
 from scheduler.router.settings import MetricSet
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -35,9 +35,4 @@ class Comparison(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def read_comparison(path: Path) -> Comparison:
     """The config; BadRequest names file and key."""
-    try:
-        return msgspec.yaml.decode(path.read_bytes(), type=Comparison)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    return read_yaml(path, Comparison)

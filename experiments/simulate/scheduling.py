@@ -25,6 +25,7 @@ from experiments.simulate.views import Blind, Frozen, Remembering
 from experiments.simulate.world import World, WorldSpec, check_world, read_world
 from experiments.workloads import TimedRequest
 from relay.errors import BadRequest
+from relay.files import read_yaml
 from relay.program import Program
 from scheduler.baselines import NAMES, load_policy
 from scheduler.policy import Policy
@@ -141,14 +142,7 @@ class Scheduling(_Strict, frozen=True, kw_only=True):
 
 def read_scheduling(path: Path) -> Scheduling:
     """BadRequest names file and key."""
-    try:
-        config = msgspec.yaml.decode(path.read_bytes(), type=Scheduling, strict=False)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
-    except BadRequest as error:
-        raise BadRequest(f"{path}: {error}") from None
+    config = read_yaml(path, Scheduling, strict=False)
     for name, contender in config.contenders.items():
         known = {None, *config.arms}
         if contender.arms not in known or config.offer not in known:

@@ -33,6 +33,7 @@ from nodes.gateway.registry import Node
 from nodes.messages import Holding, Register
 from nodes.requests import ImageRequest
 from relay.errors import BadRequest
+from relay.files import read_yaml
 from relay.program import Program
 from scheduler.links import LinkProfile, find_link
 from scheduler.policy import Action
@@ -112,12 +113,7 @@ class WorldSpec(_Strict, frozen=True, kw_only=True):
 
 def read_world(path: Path) -> WorldSpec:
     """BadRequest names file and key."""
-    try:
-        return check_world(msgspec.yaml.decode(path.read_bytes(), type=WorldSpec, strict=False), str(path))
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: {error}") from None
+    return check_world(read_yaml(path, WorldSpec, strict=False), str(path))
 
 
 def check_world(spec: WorldSpec, where: str) -> WorldSpec:
