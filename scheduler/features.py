@@ -39,6 +39,7 @@ PROMPT = tuple(_MOST)
 ROUTER = ("quality_full_cloud", "quality_relay", "quality_edge_only", "complexity")
 _QUALITY_OF = {"full-cloud": ROUTER[0], "relay": ROUTER[1], "edge-only": ROUTER[2]}
 
+PRICE = "price:"  # + a node's name, in `Context.notes`: the load plan's price of a second of its time, in quality
 LOW_BATTERY = 0.2  # of full; RISE's low-battery flag, whose bound is not published
 BATTERY_UNKNOWN = 1.0  # a node that says nothing of a battery hangs on the wall
 
@@ -78,6 +79,7 @@ ACTION = (
     "battery",  # lowest of its nodes
     "drain",  # device_work where that battery is low, else 0
     "quality",  # what the router expects of its mode, 0 where it is not known
+    "price",  # quality that its work would be worth elsewhere, at most 1: the load plan's prices x seconds; 0 unpressed
 )  # fmt: skip
 
 RISE = (
@@ -203,6 +205,7 @@ def action_features(context: Context, table: ActionTable, time_scale_s: float = 
         1 - highest[:, 4],
         device_work * (highest[:, 4] > 1 - LOW_BATTERY),
         _expected(context, table),
+        _price(context, table, step_s),
     )
     for i, column in enumerate(columns):
         found[:, i] = column
@@ -219,6 +222,16 @@ def _expected(context: Context, table: ActionTable) -> Any:
     if not context.notes:
         return 0.0
     return [_bounded(context.notes.get(_QUALITY_OF.get(mode, ""), 0.0)) for mode in table.modes]
+
+
+def _price(context: Context, table: ActionTable, step_s: np.ndarray) -> Any:
+    """Of each action's work at its nodes' prices, (A,); 0 where the context tells none."""
+    prices = [context.notes.get(f"{PRICE}{name}", 0.0) for name in table.nodes]
+    if not any(prices):
+        return 0.0
+    import numpy as np
+
+    return np.clip((table.leg_steps * step_s * np.array(prices)[table.leg_node]).sum(1), 0.0, 1.0)
 
 
 def rise_context(context: Context) -> np.ndarray:

@@ -65,9 +65,13 @@ class Learned:
         while len(self._read) > _KEPT:
             self._read.popitem(last=False)
 
+    def reading(self, prompt: str) -> Prediction | None:
+        """What the router said of a prompt that it has read."""
+        return self._read.get(prompt)
+
     def decide(self, context: Context, actions: Sequence[Action]) -> Decision:
         modes = list(dict.fromkeys(action.program.mode for action in actions))
-        routed = self._routed(context.prompt, modes)
+        routed = self._routed(context.prompt, modes, budget=budget_of(context.notes))
         if routed is None:
             return self._kept(context, self.bandit.decide(context, actions), None, len(actions))
         mine = [action for action in actions if action.program.mode == routed.mode]
@@ -82,7 +86,8 @@ class Learned:
         asks = self.bandit
         assert isinstance(asks, Replayable)
         modes = list(dict.fromkeys(action.program.mode for action in actions))
-        routed = self._routed(context.prompt, modes, explore=0.0) if context.prompt else None
+        budget = budget_of(context.notes)
+        routed = self._routed(context.prompt, modes, explore=0.0, budget=budget) if context.prompt else None
         if routed is None:
             return np.asarray(asks.distribution(context, actions))
         context = msgspec.structs.replace(context, notes={**context.notes, **quality_notes(routed)})
@@ -101,7 +106,9 @@ class Learned:
         if inner is not None:
             self.bandit.learn(inner, outcome)
 
-    def _routed(self, prompt: str, modes: Sequence[str], explore: float | None = None) -> RouterDecision | None:
+    def _routed(
+        self, prompt: str, modes: Sequence[str], explore: float | None = None, budget: Budget | None = None
+    ) -> RouterDecision | None:
         from scheduler.router.settings import MODES
 
         known = [mode for mode in modes if mode in MODES]
@@ -111,11 +118,11 @@ class Learned:
             return None
         return self.router.choose(
             said,
-            self.budget,
+            budget or self.budget,
             explore=self.explore if explore is None else explore,
             rng=self.rng,
             allowed=known,
-            promise=self.promise,
+            promise=self.promise if budget is None else None,  # under pressure what can be had is planned, not promised
         )
 
     def _kept(self, context: Context, inner: Decision, routed: RouterDecision | None, actions: int) -> Decision:
@@ -139,6 +146,15 @@ class Learned:
             inner, policy=self.name, probability=routed.probability * inner.probability, notes=notes, actions=actions,
             distribution=None,
         )  # fmt: skip
+
+
+def budget_of(notes: Mapping[str, float]) -> Budget | None:
+    """The load plan's shares per mode as the router's budget, where a context tells them (nodes.gateway.load)."""
+    if "share_full_cloud" not in notes:
+        return None
+    from scheduler.router.budget import Budget
+
+    return Budget(full=notes["share_full_cloud"], relay=notes.get("share_relay", 0.0))
 
 
 def quality_notes(routed: RouterDecision) -> dict[str, float]:

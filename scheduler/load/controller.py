@@ -1,0 +1,259 @@
+"""The decisions under load, every control period and every request. The same object in simulation and gateway: no clock.
+
+    arrived    a request came, with its predicted quality at each level            (each request)
+    control    demand estimated -> plan solved -> prices, shares                   (each period)
+    allow      wanted level by prediction and prices -> shift to the plan's shares
+               -> only what is expected to keep the deadline on the nodes as they are
+
+`wanted` is the level whose predicted quality, less what its work costs at the plan's prices, is largest: what a prompt can
+bear. Where all prompts that come would want otherwise than planned, `shift` moves them (Argus, arXiv 2511.06724): an excess
+to the next safer level, a deficit pulls from the nearest safer one. Between two periods the nodes' queues say more than
+any plan: a level that would end too late is not allowed, and where none would keep the deadline, nothing is.
+
+Without pressure (no price, nothing shed, the safest level in time) every level is allowed: nothing is changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from relay.errors import BadRequest
+from scheduler.load.estimator import LoadEstimator
+from scheduler.load.expected import Station, Work, ends_s, level_load, pools
+from scheduler.load.settings import LoadSettings
+from scheduler.load.shift import shift
+from scheduler.load.solver import SHED, Plan, Problem, solve
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+BATCHES = (1, 2, 4, 8, 16, 32)  # at which plans are tried; the engine takes any between
+FINE = 1.05  # demands within this factor share a plan
+MIXED = 16  # parts of the mix of classes that plans tell apart
+MOST_PLANS = 4096  # that are remembered
+RECENT = 400  # prompts that say what is asked at present
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """`level`: where the shift put the prompt, None where no level keeps its deadline. `levels`: what may serve it, by
+    index. `ends_s`: when each level would end if it were placed now. `pressed`: whether anything was held back."""
+
+    level: int | None
+    levels: tuple[int, ...]
+    ends_s: tuple[float, ...]
+    pressed: bool
+    wanted: int | None = None
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a plan is asked for: nodes, recent prompts' predictions (N, L), requests a second of each class."""
+
+    stations: tuple[Station, ...]
+    asked: NDArray[np.float64]
+    per_s: NDArray[np.float64]
+    key: tuple[object, ...]
+
+
+Found = tuple[Plan, int] | str  # a plan and its batch, or why there is none
+
+
+class Controller:
+    """`works`: the levels, `sample` (N, L): predicted quality of each level for prompts as they are expected, which says
+    what is asked before enough has come. Levels are taken in the order of their mean quality, the safest first; the
+    indices that callers give and get are those of `works`."""
+
+    def __init__(self, settings: LoadSettings, works: Sequence[Work], sample: ArrayLike, rng: np.random.Generator):
+        known = np.asarray(sample, float)
+        if not works or known.ndim != 2 or known.shape[1] != len(works) or not len(known):
+            raise BadRequest(f"{len(works)} levels need predicted qualities of some prompts at each of them")
+        if not np.isfinite(known).all():
+            raise BadRequest("a level's predicted quality is no number")
+        self.settings, self.works, self.rng = settings, tuple(works), rng
+        self.estimator = LoadEstimator(settings.period_s, settings.rise, settings.fall, settings.arrivals_quantile)
+        self.safest_first = np.argsort(-known.mean(0), kind="stable")
+        self.classes = min(settings.classes, len(known))
+        bears = _bears(known)
+        self._bounds = np.quantile(bears, np.arange(1, self.classes) / self.classes)
+        of = np.searchsorted(self._bounds, bears, side="right")
+        self.quality = np.stack(
+            [known[of == c].mean(0) if (of == c).any() else known.mean(0) for c in range(self.classes)]
+        )
+        self._recent: deque[NDArray[np.float64]] = deque(known[-RECENT:], maxlen=RECENT)
+        self._came = 0
+        self._plans: dict[tuple[object, ...], Found] = {}
+        self._fleet: tuple[object, ...] = ()
+        self.plan: Plan | None = None
+        self.batch = 1  # the plan's
+        self.cost: NDArray[np.float64] = np.zeros(len(works))  # quality that a level's work is worth elsewhere
+        self.moves: NDArray[np.float64] = np.eye(len(works))
+        self._work_s = np.zeros(len(works))
+        self._worked: object = None  # the nodes that it was worked out for
+        self.why_not = ""  # why there is no plan
+        self.solved = 0  # plans solved, not remembered
+
+    # --- each request ---
+
+    def arrived(self, quality: ArrayLike, count: int = 1) -> None:
+        """A request came whose predicted quality at each level is (L,)."""
+        self._came += count
+        self._recent.append(np.asarray(quality, float))
+
+    def allow(self, quality: ArrayLike, left_s: float, stations: Sequence[Station]) -> Allowed:
+        """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`."""
+        predicted = np.asarray(quality, float)
+        ends = np.array([ends_s(work, stations)[0] for work in self.works])
+        in_time = ends <= self.settings.margin * left_s
+        if not in_time.any():  # the margin is for those who come next; one who would just be in time is not sent away
+            in_time = ends <= left_s
+        told = tuple(ends.tolist())
+        if not self.pressed and in_time[self.safest_first[0]]:
+            return Allowed(int(self.safest_first[0]), tuple(range(len(self.works))), told, False)
+        if not in_time.any():
+            return Allowed(None, (), told, True)
+        worth = predicted - self.cost
+        wanted = int(worth.argmax())
+        level = int(self.rng.choice(len(self.works), p=self.moves[wanted]))
+        if not in_time[level]:
+            level = int(np.where(in_time, worth, -np.inf).argmax())
+        close = (predicted >= predicted[level] - self.settings.tolerance) & (self.cost <= self.cost[level] + 1e-12)
+        close &= in_time & (self._work_s <= self._work_s[level] + 1e-12)
+        close[level] = True
+        return Allowed(level, tuple(np.flatnonzero(close).tolist()), told, True, wanted)
+
+    # --- each period ---
+
+    @property
+    def pressed(self) -> bool:
+        """Whether the plan holds anything back."""
+        if self.plan is None:
+            return bool(self.why_not)
+        return bool(self.plan.shed.sum() > 1e-9 or max(self.plan.prices.values(), default=0.0) > 1e-9)
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Node -> quality that a second of its time is worth; zero everywhere without pressure."""
+        return dict(self.plan.prices) if self.plan is not None else {}
+
+    @property
+    def demand(self) -> float:
+        return self.estimator.demand
+
+    def shares(self) -> NDArray[np.float64]:
+        """Of the requests that are served, each level's (L,), as planned."""
+        served = np.zeros(len(self.works)) if self.plan is None else self.plan.served.sum(0).clip(min=0.0)
+        return np.asarray(served / served.sum()) if served.sum() > 1e-9 else np.zeros(len(self.works))
+
+    def control(self, stations: Sequence[Station]) -> None:
+        """The period is over: plan the next one for the nodes that are there."""
+        asking = self.begin(stations)
+        self.finish(asking, self.known(asking) or self.solved_for(asking))
+
+    def begin(self, stations: Sequence[Station]) -> Asking:
+        """The period is over: what the next one's plan must serve."""
+        self.estimator.observe(self._came)
+        self._came = 0
+        asked = np.stack(tuple(self._recent))
+        of = np.searchsorted(self._bounds, _bears(asked), side="right")
+        parts = np.round(MIXED * np.bincount(of, minlength=self.classes) / len(asked)).astype(int)
+        demand = self.demand
+        bucket = math.ceil(math.log(demand) / math.log(FINE)) if demand > 0 else None
+        fleet = tuple(map(_kind, stations))
+        if fleet != self._fleet:
+            self._fleet = fleet
+            self._plans.clear()
+        per_s = parts / max(parts.sum(), 1) * (FINE**bucket if bucket is not None else 0.0)
+        return Asking(tuple(stations), asked, per_s, (fleet, bucket, *parts.tolist()))
+
+    def known(self, asking: Asking) -> Found | None:
+        """What was solved for the same before."""
+        return self._plans.get(asking.key)
+
+    def finish(self, asking: Asking, found: Found) -> None:
+        """From now on this plan holds."""
+        if len(self._plans) >= MOST_PLANS:
+            self._plans.clear()
+        self._plans[asking.key] = found
+        if asking.key[0] != self._worked:
+            self._worked, self._work_s = asking.key[0], self._mean_work(asking.stations)
+        if isinstance(found, str):
+            self.plan, self.why_not = None, found
+            self.cost, self.moves = np.zeros(len(self.works)), np.eye(len(self.works))
+            return
+        (self.plan, self.batch), self.why_not = found, ""
+        self.cost = self._costs(asking.stations)
+        self.moves = self._shifted(asking.asked)
+
+    def solved_for(self, asking: Asking) -> Found:
+        """The best plan over the batches that may be planned at: a larger one makes more of a node and each picture later.
+        Takes up to some tenths of a second, and may run in another thread. Why there is none where there is none."""
+        stations, demand = asking.stations, asking.per_s
+        best: tuple[float, Plan, int] | None = None
+        said = "there is no node"
+        largest = max((each.batch for each in stations), default=0)
+        for batch in [b for b in BATCHES if b <= largest]:
+            loads = tuple(level_load(w, stations, batch) for w in self.works)
+            problem = Problem(
+                pools(stations, batch), loads, self.quality, demand, self.settings.deadline_s, self.settings.quantile,
+                self.settings.variation,
+            )  # fmt: skip
+            try:
+                plan = solve(problem)
+            except BadRequest as error:
+                said = str(error) if best is None and batch == BATCHES[0] else said
+                continue
+            self.solved += 1
+            worth = float((plan.served * self.quality).sum() - SHED * plan.shed.sum())
+            if best is None or worth > best[0] + 1e-9:
+                best = worth, plan, batch
+        return said if best is None else (best[1], best[2])
+
+    def _costs(self, stations: Sequence[Station]) -> NDArray[np.float64]:
+        """(L,): each leg's work at the prices of the node that does it cheapest; what nobody can do costs all."""
+        assert self.plan is not None
+        found = np.zeros(len(self.works))
+        for i, work in enumerate(self.works):
+            load = level_load(work, stations, self.batch)
+            for leg in load.legs:
+                prices = [self.plan.prices.get(name, 0.0) * busy for name, busy in leg.busy_s.items()]
+                found[i] += min(prices, default=1.0)
+        return found
+
+    def _mean_work(self, stations: Sequence[Station]) -> NDArray[np.float64]:
+        """(L,): seconds of nodes' time, mean over the nodes that could do each leg."""
+        found = np.zeros(len(self.works))
+        for i, work in enumerate(self.works):
+            for leg in level_load(work, stations, BATCHES[-1]).legs:
+                found[i] += float(np.mean(list(leg.busy_s.values()))) if leg.busy_s else 0.0
+        return found
+
+    def _shifted(self, asked: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(L, L): from the level that a prompt wants to where it is served, by the levels' own indices."""
+        assert self.plan is not None
+        planned = self.shares()
+        if not planned.sum():
+            return np.eye(len(self.works))
+        line = self.safest_first
+        wanted = np.bincount((asked - self.cost).argmax(1), minlength=len(self.works)) / len(asked)
+        moved = np.zeros((len(line), len(line)))
+        moved[np.ix_(line, line)] = shift(wanted[line], planned[line]).clip(min=0.0)
+        return moved / moved.sum(1, keepdims=True)
+
+
+def _bears(quality: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much a prompt loses by less work, on average over the levels (N,): what classes are made of."""
+    return np.asarray(quality.max(1) - quality.mean(1))
+
+
+def _kind(station: Station) -> tuple[object, ...]:
+    """What of a node a plan depends on; links by their order of magnitude, since they are measured anew all the time."""
+    curves = tuple((f, m, tuple(sorted(c.items()))) for f, ms in station.curves.items() for m, c in ms.items())
+    link = round(2 * math.log(station.bytes_per_s)), round(20 * station.round_trip_s)
+    return station.name, station.role, station.batch, curves, link
