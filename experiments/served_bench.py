@@ -213,12 +213,15 @@ def summary(turns: list[dict[str, Any]], programs: dict[str, list[str]]) -> dict
 
     def row(turn: dict[str, Any], mix: str, askers: int) -> dict[str, float]:
         ways = turn["mixes"][mix][askers]
-        own = ways["engine"]
         most = allowed(turn, programs[mix], askers)
-        shown = {"requests_per_s": own["requests_per_s"], "share_of_curve": own["requests_per_s"] / most}
+        shown: dict[str, float] = {}
         for way, each in ways.items():
-            shown[f"{way}_latency_s"] = each["median_latency_s"]
-            shown[f"over_{way}"] = own["requests_per_s"] / each["requests_per_s"]
+            shown |= {f"{way}_per_s": each["requests_per_s"], f"{way}_latency_s": each["median_latency_s"]}
+            if way in OURS:
+                shown[f"{way}_share"] = each["requests_per_s"] / most
+                shown |= {
+                    f"{way}_over_{other}": each["requests_per_s"] / ways[other]["requests_per_s"] for other in OTHERS
+                }
         return shown
 
     found: dict[str, dict[int, dict[str, float]]] = {}
@@ -243,12 +246,13 @@ def allowed(turn: dict[str, Any], programs: Sequence[str], askers: int) -> float
     return 1 / (sum(turn["ends_s"]) + denoising)
 
 
+OURS, OTHERS = ("engine", "service"), ("one", "static")
 NAMES = {"engine": "engine", "one": "one after the other", "static": "static batches", "service": "whole service"}
 
 
 def table(name: str, result: dict[str, Any]) -> str:
     ways = list(next(iter(result["turns"][0]["mixes"]["mixed s"].values())))
-    others = [way for way in ways if way != "engine"]
+    ours = [way for way in ways if way in OURS]
     lines = [f"## {name} behind HTTP, T = {result['T']}, {result['threads']} threads", ""]
     for member in ("large", "small"):
         curves = [turn["curves"][member] for turn in result["turns"]]
@@ -257,24 +261,18 @@ def table(name: str, result: dict[str, Any]) -> str:
         lines.append(f"- Batch curve of the {member} member, images x steps a second: {said}.")
     ends = [1000 * statistics.median(turn["ends_s"][i] for turn in result["turns"]) for i in (0, 1)]
     lines += [f"- Encoding a prompt takes {ends[0]:.1f} ms, decoding a latent {ends[1]:.1f} ms.", ""]
+    head = ["askers", *(f"{NAMES[way]}, requests/s" for way in ours)]
+    head += [f"{NAMES[way]} over {NAMES[other]}" for way in ours for other in OTHERS]
+    head += [f"{NAMES[way]}, share of the curves" for way in ours]
+    head += [f"median latency (ms): {NAMES[ways[0]]}", *(NAMES[way] for way in ways[1:])]
     for mix, rows in result["summary"].items():
-        lines += [
-            f"**{mix}** ({', '.join(f'{share:g} T' for share in MIXES[mix])}):",
-            "",
-            "| askers | engine, requests/s | share of the curves | "
-            + " | ".join(f"over {NAMES[way]}" for way in others)
-            + " | median latency (ms): "
-            + " | ".join(NAMES[way] for way in ways)
-            + " |",
-            "| --- " * (3 + len(others) + len(ways)) + "|",
-        ]
-        lines += [
-            f"| {askers} | {row['requests_per_s']:.2f} | {row['share_of_curve']:.2f} | "
-            + " | ".join(f"**{row[f'over_{way}']:.2f}x**" for way in others)
-            + " | "
-            + " | ".join(f"{1000 * row[f'{way}_latency_s']:.0f}" for way in ways)
-            + " |"
-            for askers, row in rows.items()
-        ]
+        lines += [f"**{mix}** ({', '.join(f'{share:g} T' for share in MIXES[mix])}):", ""]
+        lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+        for askers, row in rows.items():
+            cells = [str(askers), *(f"{row[f'{way}_per_s']:.2f}" for way in ours)]
+            cells += [f"**{row[f'{way}_over_{other}']:.2f}x**" for way in ours for other in OTHERS]
+            cells += [f"{row[f'{way}_share']:.2f}" for way in ours]
+            cells += [f"{1000 * row[f'{way}_latency_s']:.0f}" for way in ways]
+            lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
