@@ -32,10 +32,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup           ## step costs, own loop against diffusers, batch scaling, handoff; what the service adds; what a decision costs: tables
+bench: setup           ## step costs, own loop against diffusers, batch scaling, handoff; what the service adds; what a decision and a cached latent cost: tables
 	$(BIN)/python -m experiments.bench --out docs/results/bench.md
 	$(BIN)/python -m experiments.service_bench --out docs/results/service.md
 	$(BIN)/python -m experiments.decision_bench --out docs/results/decision-latency.md
+	$(BIN)/python -m experiments.cache_bench --out docs/results/cache.md
 
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
 	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nodes.commands import ask, explain, generate, handoff, inspect, keys, link, replay, service
+from nodes.commands import ask, explain, generate, handoff, inspect, keys, levels, link, replay, service
 from relay.errors import BadRequest, RelayError
 
 # The base of every complaint about the command line; typer carries it without naming it.
@@ -30,6 +30,7 @@ app.command("families")(inspect.families)
 app.command("judge")(inspect.judge)
 app.command("show")(generate.show)
 app.command("explain")(explain.explain)
+app.command("levels")(levels.levels)
 app.command("doctor")(inspect.doctor)
 app.command("keygen")(keys.keygen)
 app.command("link")(link.link)

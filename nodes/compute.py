@@ -25,9 +25,11 @@ from relay.errors import BadRequest, HandoffRefused, RelayError
 if TYPE_CHECKING:
     import torch
 
+    from nodes.cache.store import Hit
     from relay.conditioning import Conditioning
     from relay.engine import StepEngine
     from relay.pipeline import RelayPipeline
+    from scheduler.load.similarity import Rule
 
 __all__ = ["Compute", "Event", "Key"]
 CURVE = (1, 2, 4, 8)  # batch sizes whose step time is measured at the start
@@ -59,6 +61,8 @@ class Compute(threading.Thread):
         self.works: dict[Key, Work] = {}
         self.waiting: deque[Key] = deque()  # for their prompt to be encoded
         self.encoded: dict[tuple[Any, ...], Conditioning] = {}
+        self.rules: dict[str, Rule] = {}  # of families, for starts from the latent cache
+        self.spaces: dict[tuple[Any, ...], str] = {}
         self.doing = "starting"
         self.last_busy = time.monotonic()
         self.steps_done = 0
@@ -77,6 +81,10 @@ class Compute(threading.Thread):
 
     def bring_embeddings(self, key: Key, data: bytes | memoryview) -> None:
         self.commands.put(("embeddings", (key, data)))
+
+    def begin_from(self, key: Key, hit: Hit | None) -> None:
+        """What the latent cache has for a stretch that asked it; None: nothing."""
+        self.commands.put(("begin", (key, hit)))
 
     def cancel(self, job: str, attempt: int) -> None:
         """This attempt and every earlier one."""
@@ -116,6 +124,7 @@ class Compute(threading.Thread):
         from relay.engine import StepEngine
         from relay.pipeline import RelayPipeline
         from relay.step_times import ends, step_curve
+        from scheduler.load.similarity import read_rule
 
         quiet_libraries()
         holdings = []
@@ -123,7 +132,7 @@ class Compute(threading.Thread):
             self.doing = f"loading {family}"
             pipe = RelayPipeline.from_pretrained(family, torch_dtype=self.dtype, device=self.device)
             name = pipe.family.name
-            self.pipes[name] = pipe
+            self.pipes[name], self.rules[name] = pipe, read_rule(name)
             curves = {}
             for member in members:
                 self.doing = f"measuring {name} {member}"
@@ -179,7 +188,9 @@ class Compute(threading.Thread):
                 self._cancel(*value)
                 continue
             key = value[0].key if what == "take" else value[0]
-            act: Any = {"take": self._take, "bring": self._bring, "embeddings": self._embeddings}[what]
+            act: Any = {
+                "take": self._take, "bring": self._bring, "embeddings": self._embeddings, "begin": self._begin_from,
+            }[what]  # fmt: skip
             try:
                 act(*value)
             except Exception as error:
@@ -208,6 +219,8 @@ class Compute(threading.Thread):
                 from nodes.embeddings import pack
 
                 self.emit(Event("embeddings", work.key, data=pack(work.cond, work.pipe.family, work.job)))
+            if work.asks_cache:
+                self._look(work)
             self._begin(work)
         except Exception as error:
             self._fail(work.key, error)
@@ -227,6 +240,48 @@ class Compute(threading.Thread):
             work.receive(data)
             self._begin(work)
 
+    def _look(self, work: Work) -> None:
+        """Ask the latent cache; the stretch waits for `begin_from`."""
+        from nodes.cache.keeper import Look
+
+        use, rule = work.assign.cache, self.rules[work.job.program.family]
+        assert use is not None
+        below = min(work.job.program.legs[0].last, use.most + 1)
+        look = Look(use.owner, self._space(work), work.vector, below, use.nth, rule)
+        self.emit(Event("look", work.key, about=look))
+
+    def _begin_from(self, key: Key, hit: Hit | None) -> None:
+        work = self.works.get(key)
+        if work is not None and not work.ready:
+            work.begin_from(hit, self._space(work))
+            self._begin(work)
+
+    def _space(self, work: Work) -> str:
+        """Of its first leg; reading a schedule for every request would cost a step's time."""
+        from relay.cached import first_leg_space
+
+        program = work.job.program
+        leg = program.legs[0]
+        key = program.family, leg.member, leg.steps_total, program.guidance[0], work.negative, work.job.size
+        if key not in self.spaces:
+            if len(self.spaces) >= ENCODED:
+                self.spaces.clear()
+            self.spaces[key] = first_leg_space(work.pipe.family, program, work.negative, work.job.size)
+        return self.spaces[key]
+
+    def _leave(self, work: Work, step: int, x: torch.Tensor) -> Event:
+        """A latent of the first leg on its way to the cache."""
+        from nodes.cache.keeper import Kept
+        from relay import codecs
+
+        use, job = work.assign.cache, work.job
+        assert use is not None
+        kept = Kept(
+            work.assign.job, use.owner, self._space(work), job.prompts[0], work.assign.seed, work.vector, step,
+            job.program.legs[0].steps_total, codecs.encode(x, "fp32"),
+        )  # fmt: skip
+        return Event("latent", work.key, about=kept)
+
     def _begin(self, work: Work) -> None:
         """Start the stretch's first leg once both latent and conditioning are there."""
         if work.cond is None:
@@ -243,6 +298,7 @@ class Compute(threading.Thread):
         self.emit(work.enter("denoising", step=done))
         each, previews = work.assign.checkpoint_every, work.assign.preview_every
         engine = self.engines[work.engine]
+        left_at = self.rules[work.job.program.family].skips(work.job.program.legs[0].steps_total) if work.leaves else ()
 
         def on_step(i: int, sigma: float, x: torch.Tensor) -> None:
             at, last = done + i, len(work.sigmas) - 1
@@ -251,6 +307,8 @@ class Compute(threading.Thread):
                 self.emit(Event("checkpoint", work.key, leg=work.k, step=at, data=work.checkpoint(at, x)))
             if at < last and previews and at % previews == 0:
                 self.emit(Event("preview", work.key, leg=work.k, step=at, data=self._preview(work, x)))
+            if at < last and at in left_at:
+                self.emit(self._leave(work, at, x))
 
         assert work.cond is not None
         engine.submit(

@@ -116,19 +116,46 @@ class JudgeConfig(_Strict, frozen=True, kw_only=True):
     give_up_s: Positive = 120.0  # without an answer, a picture is not judged
 
 
+class CacheConfig(_Strict, frozen=True, kw_only=True):
+    """The latent cache of each edge; see docs/cache.md. `cache: off|tenant|shared` says the scope alone."""
+
+    scope: Literal["off", "tenant", "shared"] = "tenant"
+    mb: Positive = 256.0  # of latents, on each edge's disk
+    eviction: Literal["lcbfu", "lru"] = "lcbfu"
+    starts: Literal["asked", "open"] = "asked"  # open: every request that fixes nothing may start from it, too
+    folder: str | None = None  # default: `cache/NODE` in the gateway's store
+
+
 class Deployment(_Strict, frozen=True, kw_only=True):
     gateway: GatewayConfig = GatewayConfig()
     nodes: dict[Name, NodeConfig] = {}
     judge: JudgeConfig | None = None
+    cache: CacheConfig | bool | str = CacheConfig()
     name: str = "deployment"
     keys: str | None = None
     gateway_key: str | None = None  # the gateway's public key, where `keys` is not at hand
     allow_plain_text: bool = False
 
+    @property
+    def caching(self) -> CacheConfig:
+        """What `cache` says, whichever way it says it."""
+        if isinstance(self.cache, CacheConfig):
+            return self.cache
+        scope = {False: "off", "off": "off", "tenant": "tenant", "shared": "shared"}.get(
+            self.cache
+        )  # off is a bool in YAML
+        if scope is None:
+            raise BadRequest(f"`$.cache` is off, tenant, shared, or more in keys of its own, not {self.cache!r}")
+        return CacheConfig(scope=scope)  # type: ignore[arg-type]
+
 
 def read_deployment(path: Path) -> Deployment:
     """BadRequest names file and key."""
     found = read_yaml(path, Deployment, strict=False)
+    try:
+        found.caching  # noqa: B018 - refused here
+    except BadRequest as error:
+        raise BadRequest(f"{path}: {error}") from None
     keeper = found.gateway.checkpoints_to
     if keeper is not None and (keeper not in found.nodes or found.nodes[keeper].role != "edge"):
         raise BadRequest(f"{path}: `$.gateway.checkpoints_to`: {keeper!r} is none of the edges under `nodes`")

@@ -126,6 +126,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     cpu_s: float = 0.0  # since its process started
     batch_bound: int = 0
     peers: dict[str, PeerStats] = {}
+    cache: dict[str, Any] = {}  # of an edge: scope, latents, bytes, hits, misses, ...; `broken` where it has none
 
 
 class HeartbeatSeen(Message, frozen=True, kw_only=True, tag="heartbeat-seen"):
@@ -162,6 +163,22 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: bool = False  # not the handoff before the stretch, but the newest checkpoint of the job
 
 
+class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What an assignment says of the edge's latent cache. The gateway decides whether and how far a request may start
+    from it; which latent that is follows from what the edge has, by its family's rule.
+
+    owner    whose latents it may start from, and whose its own become: a tenant, as a digest
+    most     steps that it may skip; 0: it starts from noise
+    nth      which picture of its request it is: each starts from another source
+    keep     whether latents of its walk may be kept
+    """
+
+    owner: str
+    most: int = 0
+    nth: int = 0
+    keep: bool = True
+
+
 class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     """Gateway -> node: walk the legs first..last of a program (and decode after the last leg).
 
@@ -188,6 +205,7 @@ class Assign(Message, frozen=True, kw_only=True, tag="assign"):
     checkpoint_to: Source | None = None  # the edge that keeps them; None, or it does not take one: the gateway
     preview_every: int = 0
     degraded: bool = False  # another program finishes what the first one began: its latent may name that one
+    cache: CacheUse | None = None  # of the edge that starts from noise; None: it is left alone
     keep_image: bool = False  # the asker sits on this node: the picture stays there, the report travels
 
     @property

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nodes.cache.keeper import keeper_of
 from nodes.compute import Compute, Event, Key
 from nodes.deployment import Deployment, JudgeConfig, NodeConfig
 from nodes.depot import EMBEDDINGS
@@ -93,6 +94,7 @@ class Node:
             threads=config.threads, dtype=config.dtype, device=config.device, batch=config.batch, pace=config.pace,
         )  # fmt: skip
         judging = deployment.judge or JudgeConfig()
+        self.cache = keeper_of(name, config, deployment)
         self.judge = DeviceJudge(config.judge, judging, self.compute, self._tell, self.exchange.show)
 
     def _emit(self, event: Event) -> None:
@@ -125,6 +127,8 @@ class Node:
                 task.cancel()
             self.compute.stop()
             await self.judge.close()
+            if self.cache is not None:
+                await self.cache.close()
             await self.exchange.close()
 
     # --- presence ---
@@ -166,7 +170,7 @@ class Node:
                     steps_done=self.compute.steps_done, idle_s=time.monotonic() - self.compute.last_busy,
                     last_error=self.compute.last_error, battery=self._battery(), memory_bytes=memory_bytes(),
                     cpu_s=cpu_s(), batch_bound=self.compute.batch_bound,
-                    peers=self._peers(),
+                    peers=self._peers(), cache=self.cache.status if self.cache is not None else {},
                 )
             )  # fmt: skip
 
@@ -221,8 +225,10 @@ class Node:
                     await self._assigned(message)
                 case Cancel():
                     self._cancel(message.job, message.attempt)
+                    self._cached(message.job, done=False)
                 case Release():
                     self._cancel(message.job, 1 << 62)
+                    self._cached(message.job, done=True)
                     self.exchange.release(message.job)
                 case Allow():
                     self.exchange.allow(message)
@@ -320,12 +326,25 @@ class Node:
                 self.exchange.checkpoint(Preview(job=job, attempt=attempt, leg=event.leg, step=event.step), event.data)
             case "embeddings":
                 self._tasks.start(self.exchange.keep(job, EMBEDDINGS, event.data))
+            case "look":
+                held.tasks.append(background(self._look(event)))
+            case "latent":
+                if self.cache is not None:
+                    self.cache.note(event.about)
             case "handoff":
                 self._tasks.start(self._handed(held, event))
             case "image":
                 self._image(held, event)
             case "failed":
                 self._tasks.start(self._failed(event.key, event.stage, event.reason))
+
+    async def _look(self, event: Event) -> None:
+        hit = await self.cache.find(event.about) if self.cache is not None else None
+        self.compute.begin_from(event.key, hit)
+
+    def _cached(self, job: str, done: bool) -> None:
+        if self.cache is not None:
+            self.cache.ended(job, done)
 
     def _kept(self, message: Checkpoint) -> None:
         """The edge that keeps checkpoints has one of ours."""

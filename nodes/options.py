@@ -40,6 +40,14 @@ NumImages = Annotated[int, typer.Option(help="Images per prompt.")]
 Size = Annotated[str | None, typer.Option(metavar="WxH", help="Default: the family's.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32 | fp16 | bf16; default: the family's.")]
 Device = Annotated[str | None, typer.Option(help="auto | cpu | cuda | cuda:1 | mps; default: the family's.")]
+Cache = Annotated[
+    bool | None,
+    typer.Option(
+        "--cache/--no-cache",
+        help="Of a service: whether the picture may start from a cached latent of a similar prompt; --no-cache also leaves"
+        " none. Default: not where seed, steps or handoff are said.",
+    ),
+]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's choice.")]
 
 

@@ -52,6 +52,7 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deadline_ms: Annotated[int, msgspec.Meta(ge=1, le=24 * 3600 * 1000)] | None = None
     device: str | None = None  # the device node whose user asks
     keep_on_device: bool = True  # with `device`: the picture stays there; False where its asker is elsewhere
+    cache: bool | None = None  # true: start from a cached latent where one is alike; false: neither that nor be kept
     previews: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)] = 0  # a picture of the latent every so many steps
 
     @property
@@ -67,6 +68,12 @@ class ImageRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             self.program,
             self.family,
         )
+        return any(value is not None for value in said)
+
+    @property
+    def fixes_start(self) -> bool:
+        """Whether it says what a cached start would change: it then begins from noise unless it asks for the cache."""
+        said = (self.seed, self.mode, self.steps, self.handoff, self.small_steps, self.guidance, self.program)
         return any(value is not None for value in said)
 
     @property

@@ -5,6 +5,7 @@ Knows no thread and no engine; the compute thread owns every `Work` and is the o
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,19 +15,25 @@ from nodes.messages import Assign
 from relay.errors import RelayError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
+    from nodes.cache.store import Hit
+    from relay.cached import CachedStart
     from relay.conditioning import Conditioning
     from relay.handoff import Handoff
     from relay.pipeline import RelayPipeline
     from relay.request import Job
 
+log = logging.getLogger("relay.node")
 Key = tuple[str, int, int]  # job, attempt, first leg: `Assign.key`
 
 
 @dataclass
 class Event:
-    """What happened to a stretch. `kind`: stage | progress | checkpoint | preview | embeddings | handoff | image | failed."""
+    """What happened to a stretch. `kind`: stage | progress | checkpoint | preview | embeddings | look | latent | handoff |
+    image | failed. `about`: what a look-up asks for (`nodes.cache.keeper.Look`), or the latent to be cached (`Kept`)."""
 
     kind: str
     key: Key
@@ -39,6 +46,7 @@ class Event:
     data: bytes = b""
     reason: str = ""
     report: dict[str, Any] = field(default_factory=dict)
+    about: Any = None
 
 
 @dataclass
@@ -54,6 +62,7 @@ class Work:
     k: int
     cond: Conditioning | None = None
     received: Handoff | None = None
+    begun: CachedStart | None = None  # in place of noise
     ready: bool = False  # the latent is here, or noise can be drawn
     stage: str = "queued"
     since: float = 0.0
@@ -68,7 +77,7 @@ class Work:
         program, now = Program.parse(assign.program), time.monotonic()
         negatives = None if assign.negative is None else [assign.negative]
         job = Job(program, [assign.prompt], negatives, (assign.width, assign.height), [assign.seed])
-        ready = assign.source.kind == "noise"
+        ready = assign.source.kind == "noise" and not (assign.cache is not None and assign.cache.most)
         return cls(assign, pipes[program.family], job, deadline, now, assign.first_leg, ready=ready, since=now)
 
     @property
@@ -97,6 +106,24 @@ class Work:
         return self.job.negatives[0] if self.job.negatives else None
 
     @property
+    def asks_cache(self) -> bool:
+        """Whether it begins from what the latent cache has, once that has answered."""
+        return not self.ready and self.assign.source.kind == "noise"
+
+    @property
+    def leaves(self) -> bool:
+        """Whether latents of the leg that it walks may be cached: of a first leg, all of it walked here from noise. One
+        that began from another's latent is no full picture of its prompt, and its followers would stray further."""
+        use, began = self.assign.cache, self.received is None and self.begun is None
+        return use is not None and use.keep and self.k == 0 and began and not self.assign.degraded
+
+    @property
+    def vector(self) -> NDArray[np.float32]:
+        """By which prompts are compared: the pooled embedding, (P,)."""
+        assert self.cond is not None
+        return self.cond.pooled[0].float().cpu().numpy()
+
+    @property
     def ships(self) -> bool:
         """Whether another node walks on with the embeddings that are here."""
         return self.job.program.conditioning == "ship" and self.assign.last_leg + 1 < len(self.job.program.legs)
@@ -106,6 +133,7 @@ class Work:
     def receive(self, data: bytes | memoryview) -> None:
         """Take the handoff that it waits for. HandoffRefused or RelayError where it is none, or not this stretch's."""
         from relay.handoff import Handoff, accept
+        from relay.pipeline import starts_of
 
         handoff = Handoff.from_bytes(data)
         accept(handoff, self.pipe.family)
@@ -118,6 +146,26 @@ class Work:
                 f"the latent that came for job {self.assign.job} was made by another program: {handoff.program}"
             )
         self.received, self.ready = self._fitted(handoff), True
+        self.job.starts = starts_of(handoff)
+
+    def begin_from(self, hit: Hit | None, space: str) -> None:
+        """Take what the cache found. None, or what is no latent of this leg's: it begins from noise."""
+        self.ready = True
+        if hit is None:
+            return
+        from relay import codecs
+        from relay.cached import CachedStart, check_start
+
+        family, size = self.pipe.family, self.job.size
+        shape = (family.channels, size[1] // family.factor, size[0] // family.factor)
+        try:
+            latent = codecs.decode(hit.payload, "fp32", (1, *shape))
+            found = CachedStart(space, hit.skipped, latent, hit.source, round(hit.similarity, 6))
+            check_start(found, self.job.program, space, shape)
+        except RelayError as error:
+            log.error("a cached latent is of no use to job %s: %s", self.assign.job, error)
+            return
+        self.begun, self.job.starts = found, [found.told]
 
     def _fitted(self, handoff: Handoff) -> Handoff:
         """What one program reached, as what another goes on from (only where an answer may be degraded).
@@ -139,6 +187,8 @@ class Work:
         from relay.request import draw_noise
 
         self.sigmas = self.pipe.leg_sigmas(self.job, self.k, self.received)
+        if self.received is None and self.begun is not None:
+            return self.begun.latent, self.begun.skipped
         if self.received is None:
             return draw_noise(self.pipe.family, self.job, 1, None, self.job.seeds[0], None), 0
         return self.received.latent, self.received.index if self.received.under_way else 0
@@ -178,7 +228,8 @@ class Work:
         return {
             "prompt": job.prompts[0], "negative_prompt": self.negative, "family_source": job.program.family,
             "program": str(job.program), "seed": job.seeds[0], "width": job.size[0], "height": job.size[1],
-            "dtype": self.pipe.dtype, "steps": job.program.steps, "version": version(),
+            "dtype": self.pipe.dtype, "steps": job.program.taken(job.skipped), "version": version(),
+            "start": job.starts[0] if job.starts else None,
         }  # fmt: skip
 
     def enter(self, stage: str, step: int = 0) -> Event:

@@ -52,7 +52,7 @@ class RelayOutput:
     @property
     def steps(self) -> dict[str, int]:
         """Steps that each member really took."""
-        return taken(self.program, self.starts)
+        return self.program.taken(self.starts[0]["skipped"] if self.starts else 0)
 
     @property
     def denoising_s(self) -> dict[str, float]:
@@ -378,14 +378,6 @@ def starts_of(handoff: Handoff) -> list[dict[str, Any]]:
     if found and len(found) != len(handoff.prompts):
         raise HandoffRefused(f"handoff tells of {len(found)} starts for {len(handoff.prompts)} images")
     return found
-
-
-def taken(program: Program, starts: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Steps that each member takes of a program, less those that a cached start spares."""
-    steps = program.steps
-    if starts:
-        steps[program.legs[0].member] -= starts[0]["skipped"]
-    return steps
 
 
 def _as(images: torch.Tensor, output_type: str) -> Any:

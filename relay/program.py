@@ -110,6 +110,12 @@ class Program:
             steps[leg.member] = steps.get(leg.member, 0) + leg.steps
         return steps
 
+    def taken(self, skipped: int) -> dict[str, int]:
+        """Steps that each member takes where a cached start spares `skipped` of the first leg's."""
+        steps = self.steps
+        steps[self.legs[0].member] -= skipped
+        return steps
+
     def __str__(self) -> str:
         guidance = ",".join(_number(value) for value in self.guidance)
         return (

@@ -1,6 +1,6 @@
 """The cache on disk: latents as files, what is known of them in SQLite, found by similarity through an index in memory.
 
-    cache.db              one row a latent: space, owner, prompt, vector, steps skipped, bytes, uses
+    cache.db              one row a latent: space, owner, source (the job it comes from), vector, steps skipped, bytes, uses
     latents/ab/ID         magic, length, checksum, payload: whole or not at all
 
 A kill loses nothing that was stored: the index is built anew from the rows at the start, files that no row names are
@@ -8,7 +8,7 @@ removed, and a file that is gone, short or altered is forgotten when it is met, 
 of another version is set aside with its files, and an empty cache begun. Bytes are bounded; what goes first is told by
 `eviction`: LCBFU drops the lowest uses x share of T that it spares (NIRVANA; Argus, arXiv 2511.06724), LRU the longest unused.
 
-Owners: latents of one are never found by another. With `shared` there is one owner.
+Owners: latents of one are never found by another. With `shared` there is one owner. No prompt's text is kept, only its vector.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import check_choice
-from scheduler.load.similarity import Rule
+from scheduler.load.similarity import Rule, skip_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("relay.cache")
 Scope = Literal["off", "tenant", "shared"]
 EVICTIONS = ("lcbfu", "lru")
-NEAREST = 8  # prompts that are looked at: the nearest may have been stored at fewer steps than the next
-_APPLICATION, _FORMAT = 0x524C4348, 1  # "RLCH"
+NEAREST = 40  # latents that are looked at: a walk leaves several, and the nearest may spare fewer steps than the next
+_LOADED = 4096  # vectors that enter the index at once
+_APPLICATION, _FORMAT = 0x524C4348, 2  # "RLCH"
 _MAGIC, _HEAD = b"RLATENT1", struct.Struct("<Q16s")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS latents (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL, owner TEXT NOT NULL, prompt TEXT NOT NULL,
-    seed INTEGER NOT NULL, vector BLOB NOT NULL, skipped INTEGER NOT NULL, total INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, space TEXT NOT NULL, owner TEXT NOT NULL, source TEXT NOT NULL,
+    vector BLOB NOT NULL, skipped INTEGER NOT NULL, total INTEGER NOT NULL, bytes INTEGER NOT NULL,
     uses INTEGER NOT NULL DEFAULT 0, used REAL NOT NULL
 );
 """
@@ -52,10 +53,9 @@ CREATE TABLE IF NOT EXISTS latents (
 
 @dataclass(frozen=True)
 class Hit:
-    """A latent to start from. `skipped` of `total` steps are done."""
+    """A latent to start from. `skipped` of `total` steps are done; `source` is whose walk it was."""
 
-    prompt: str
-    seed: int
+    source: str
     similarity: float
     skipped: int
     total: int
@@ -78,19 +78,22 @@ class LatentCache:
         folder.mkdir(parents=True, exist_ok=True)
         self._db = _opened(folder)
         self._indexes: dict[tuple[str, str], Any] = {}
-        self.bytes = 0
+        self.bytes = self._count = 0
         self._load()
 
     def __len__(self) -> int:
-        return int(self._db.execute("SELECT count(*) FROM latents").fetchone()[0])
+        return self._count
 
     # --- in ---
 
     def store(
-        self, space: str, tenant: str, prompt: str, seed: int, vector: NDArray[Any], skipped: int, total: int,
+        self, space: str, tenant: str, prompt: str, seed: int, source: str, vector: NDArray[Any], skipped: int, total: int,
         payload: bytes,
     ) -> bool:  # fmt: skip
-        """Keep a latent after `skipped` of `total` steps. False where it is there already, or does not fit at all."""
+        """Keep a latent after `skipped` of `total` steps. False where it is there already, or does not fit at all.
+
+        `prompt` and `seed` only tell whether it is there: what is written names `source`.
+        """
         owner = self._owner(tenant)
         if self.scope == "off" or len(payload) > self.bound or not 0 < skipped < total:
             return False
@@ -106,52 +109,64 @@ class LatentCache:
             write_atomically(path, _MAGIC + _HEAD.pack(len(payload), checksum) + payload)
             with self._db:
                 number = self._db.execute(
-                    "INSERT INTO latents (id, space, owner, prompt, seed, vector, skipped, total, bytes, used)"
-                    " VALUES (?,?,?,?,?,?,?,?,?,?)",
-                    (id_, space, owner, prompt, seed, unit.tobytes(), skipped, total, len(payload), time.time()),
+                    "INSERT INTO latents (id, space, owner, source, vector, skipped, total, bytes, used)"
+                    " VALUES (?,?,?,?,?,?,?,?,?)",
+                    (id_, space, owner, source, unit.tobytes(), skipped, total, len(payload), time.time()),
                 ).lastrowid
         except (OSError, sqlite3.Error) as error:  # a full disk: the request it came from has long been answered
             log.warning("a latent is not kept: %s", error)
             path.unlink(missing_ok=True)
             return False
         self.bytes += len(payload)
+        self._count += 1
         self._index(space, owner, len(unit)).add(int(number or 0), unit)
         return True
 
     def _make_room(self, size: int) -> None:
         # what a use spared, as often as it was used; or how long ago that was
         order = "(uses + 1) * CAST(skipped AS REAL) / total, used" if self.eviction == "lcbfu" else "used"
-        while self.bytes + size > self.bound:
-            rows = self._db.execute(f"SELECT number FROM latents ORDER BY {order} LIMIT 16").fetchall()
-            if not rows:
+        if self.bytes + size <= self.bound:
+            return
+        room = self.bound - max(size, self.bound // 64)  # to rank all of them costs too much to be done for each latent
+        for (number,) in self._db.execute(f"SELECT number FROM latents ORDER BY {order}").fetchall():
+            if self.bytes <= room:
                 return
-            for (number,) in rows:
-                if self.bytes + size <= self.bound:
-                    return
-                self._forget(number)
-                self.evicted += 1
+            self._forget(number)
+            self.evicted += 1
 
     # --- out ---
 
-    def find(self, space: str, tenant: str, vector: NDArray[Any]) -> Hit | None:
-        """The latent that spares most steps among those that the prompts' similarity allows; the nearer of equals."""
+    def find(
+        self, space: str, tenant: str, vector: NDArray[Any], below: int | None = None, nth: int = 0,
+        rule: Rule | None = None,
+    ) -> Hit | None:  # fmt: skip
+        """The latent that spares most steps among those that the prompts' similarity allows; the nearer of equals.
+
+        `below`: fewer steps than so many. `nth`: of each source its best, the n-th of
+        these, so that pictures of one request do not all become one. `rule`: in place of the cache's own.
+        """
         owner = self._owner(tenant)
         index = self._indexes.get((space, owner))
         if self.scope == "off" or index is None or not len(index):
             return None
-        found = index.search(_unit(vector), min(NEAREST, len(index)))
-        near = sorted(
-            ((1.0 - float(d), int(key)) for key, d in zip(found.keys, found.distances, strict=True)), reverse=True
-        )
+        found, rule = index.search(_unit(vector), min(NEAREST, len(index))), rule or self.rule
         choices = []
-        for similarity, number in near:
+        for number, distance in zip(found.keys, found.distances, strict=True):
             row = self._db.execute(
-                "SELECT skipped, total FROM latents WHERE number = ?", (number,)
+                "SELECT skipped, total, source FROM latents WHERE number = ?", (int(number),)
             ).fetchone()  # fmt: skip
-            if row is not None and row[0] / row[1] <= self.rule.allowed(similarity) + 1e-9:
-                choices.append((row[0] / row[1], similarity, number))
-        for _, similarity, number in sorted(choices, reverse=True):
-            if (hit := self._read(number, similarity)) is not None:
+            similarity = min(1.0, 1.0 - float(distance))
+            if row is None or (below is not None and row[0] >= below):
+                continue
+            if row[0] <= skip_of(rule.allowed(similarity), row[1]):
+                choices.append((row[0] / row[1], similarity, int(number), row[2]))
+        seen: set[str] = set()
+        for _, similarity, number, source in sorted(choices, reverse=True):
+            if source in seen:
+                continue
+            if len(seen) < nth:
+                seen.add(source)
+            elif (hit := self._read(number, similarity)) is not None:
                 self.hits += 1
                 return hit
         self.misses += 1
@@ -159,8 +174,8 @@ class LatentCache:
 
     def _read(self, number: int, similarity: float) -> Hit | None:
         """None where its file is not what was written; then it is forgotten."""
-        id_, prompt, seed, skipped, total = self._db.execute(
-            "SELECT id, prompt, seed, skipped, total FROM latents WHERE number = ?", (number,)
+        id_, source, skipped, total = self._db.execute(
+            "SELECT id, source, skipped, total FROM latents WHERE number = ?", (number,)
         ).fetchone()
         payload = _payload(self._path(id_))
         if payload is None:
@@ -170,7 +185,7 @@ class LatentCache:
             return None
         with contextlib.suppress(sqlite3.Error), self._db:  # a full disk costs a count, not the hit
             self._db.execute("UPDATE latents SET uses = uses + 1, used = ? WHERE number = ?", (time.time(), number))
-        return Hit(prompt, seed, similarity, skipped, total, payload)
+        return Hit(source, similarity, skipped, total, payload)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -200,11 +215,23 @@ class LatentCache:
     def _load(self) -> None:
         """The index of what is there; files that no row names are what a kill left behind."""
         known = set()
+        entering: dict[tuple[str, str, int], list[tuple[int, bytes]]] = {}
+
+        def enter(key: tuple[str, str, int]) -> None:
+            numbers, vectors = zip(*entering.pop(key), strict=True)
+            units = np.frombuffer(b"".join(vectors), np.float32).reshape(len(numbers), key[2])
+            self._index(*key).add(np.array(numbers, np.uint64), units)
+
         for number, id_, space, owner, vector, size in self._rows():
-            unit = np.frombuffer(vector, np.float32)
-            self._index(space, owner, len(unit)).add(number, unit)
+            key = space, owner, len(vector) // 4
+            entering.setdefault(key, []).append((number, vector))
+            if len(entering[key]) == _LOADED:
+                enter(key)
             self.bytes += size
+            self._count += 1
             known.add(id_)
+        for key in list(entering):
+            enter(key)
         for path in (self.folder / "latents").glob("*/*"):
             if path.name not in known:
                 path.unlink(missing_ok=True)
@@ -230,6 +257,7 @@ class LatentCache:
         self._path(id_).unlink(missing_ok=True)
         self._indexes[space, owner].remove(number)
         self.bytes -= size
+        self._count -= 1
 
 
 def _unit(vector: NDArray[Any]) -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nodes import options as opt
 from relay.errors import BadRequest, RelayError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def submit(
         bool | None,
         typer.Option(help="Whether another program may finish when a node dies; default: only if nothing was fixed."),
     ] = None,
+    cache: opt.Cache = None,
     wait: Annotated[bool, typer.Option(help="Wait for the pictures; else print the jobs' ids.")] = True,
     key: Key = None,
     gateway_key: GatewayKey = None,
@@ -56,7 +58,7 @@ def submit(
     said = {
         "prompt": prompt, "family": family, "mode": mode, "steps": steps, "handoff": handoff, "small_steps": small_steps,
         "program": program, "seed": seed, "images": images, "preference": preference, "deadline_ms": deadline_ms,
-        "allow_degraded": allow_degraded,
+        "allow_degraded": allow_degraded, "cache": cache,
     }  # fmt: skip
     request = {name: value for name, value in said.items() if value is not None}
 
@@ -92,7 +94,10 @@ def _line(told: dict[str, Any], path: Path) -> str:
     report = told["report"]
     taken = " + ".join(f"{n} {member}" for member, n in report["steps"].items() if n)
     degraded = ", degraded: another program finished" if told.get("degraded") else ""
-    return f"{path}  {taken} steps on {', '.join(report['nodes'])}  {report['seconds']:.2f} s  seed {told['seed']}{degraded}"
+    start = report.get("start")
+    cached = f", from step {start['skipped']} of {start['source']}, {start['similarity']:.3f} alike" if start else ""
+    where, how = f"{taken} steps on {', '.join(report['nodes'])}", f"{cached}{degraded}"
+    return f"{path}  {where}  {report['seconds']:.2f} s  seed {told['seed']}{how}"
 
 
 def status(
@@ -131,6 +136,7 @@ def status_table(told: dict[str, Any]) -> Any:
     counted = ", ".join(f"{n} {what}" for what, n in sorted(told["counters"].items())) or "nothing yet"
     who = f"{told['gateway']} {told['version']}, up {told['up_s']:.0f} s, policy {told['policy']}"
     title = f"{who}; open jobs: {stages}; {counted}{_deciding(told.get('decisions'))}{_judging(told.get('judge'))}"
+    title += _load(told.get("load"))
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for column in COLUMNS:
         table.add_column(column)
@@ -167,6 +173,17 @@ def _deciding(told: dict[str, Any] | None) -> str:
             f"; last: {last['mode']} on {'+'.join(last['nodes'])} with probability {last['probability']:.2g} ({why})"
         )
     return f"{learned}{router}{latest}{broken}"
+
+
+def _load(told: dict[str, Any] | None) -> str:
+    """Demand, whether anything is held back and at which prices, and what was refused."""
+    if told is None:
+        return ""
+    prices = ", ".join(f"{name} {price:.2g}" for name, price in told["prices"].items() if price > 0)
+    state = f"pressed ({prices or 'queues'})" if told["pressed"] else "no pressure"
+    why = f", NO PLAN: {told['why_no_plan']}" if told["why_no_plan"] else ""
+    counted = ", ".join(f"{told['counters'].get(what, 0)} {what}" for what in ("admitted", "late", "share"))
+    return f"; load {told['demand_per_s']:.3g}/s, {state}{why}: {counted}"
 
 
 def _judging(told: dict[str, Any] | None) -> str:

@@ -42,6 +42,7 @@ def generate(
     out: Out = Path("out"),
     report: Report = None,
     deviation: Annotated[bool, typer.Option(help="Measure the latent-intensity deviation (one more run).")] = False,
+    cache: opt.Cache = None,
     gateway: Annotated[
         str | None, typer.Option(metavar="ADDR", help="Have it made by a running service; see `relay submit`.")
     ] = None,
@@ -77,9 +78,11 @@ def generate(
         for prompt in prompts:
             submit(
                 prompt, gateway, out, None if program else family, mode, steps, handoff, small_steps, program, seed, num_images,
-                key=key, gateway_key=gateway_key,
+                cache=cache, key=key, gateway_key=gateway_key,
             )  # fmt: skip
         return
+    if cache:
+        raise BadRequest("--cache: latents are cached by the edges of a service: say --gateway, or leave it out")
     spec = find_family(family)
     width, height = opt.parse_size(size)
     first_seed = opt.parse_seed(seed, num_images)
@@ -120,6 +123,10 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE.png")]) -> None:
     from nodes.images import read_parameters
 
     parameters = read_parameters(file)
+    if start := parameters.get("start"):
+        raise BadRequest(
+            f"{file} started at step {start['skipped']} from a cached latent of {start['source']}: no command makes it again"
+        )
     try:
         command = ["relay", "generate", parameters["prompt"], "--family", parameters["family_source"]]
         command += ["--program", parameters["program"], "--seed", str(parameters["seed"])]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
+from nodes.deployment import CacheConfig
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.registry import Node, Registry
-from nodes.messages import Assign, Source
+from nodes.messages import Assign, CacheUse, Source
 
 
 def assignments(
-    job: Job, point: Point | None, registry: Registry, gateway: Source, checkpoint_every: int, keeper: Node | None
-) -> list[Assign]:
+    job: Job, point: Point | None, registry: Registry, gateway: Source, checkpoint_every: int, keeper: Node | None,
+    cache: CacheConfig,
+) -> list[Assign]:  # fmt: skip
     """One for each stretch, in order. `point`: where the job goes on from, None at its start; `gateway`: where the
-    gateway's checkpoints are fetched; `keeper`: the edge that keeps those of others."""
+    gateway's checkpoints are fetched; `keeper`: the edge that keeps those of others; `cache`: what the deployment says."""
     nodes = [registry.nodes[stretch.node] for stretch in job.stretches]
     program, request = job.program, job.request
     assert program is not None
@@ -30,6 +34,7 @@ def assignments(
                 next_key=after.key if after is not None else "", deadline_s=job.left_s,
                 checkpoint_every=checkpoint_every if node.register.checkpoints else 0,
                 checkpoint_to=_at(keeper, "put") if keeper is not None and keeper.name != node.name else None,
+                cache=_cache_use(job, cache) if node.role == "edge" and not i and point is None else None,
                 preview_every=request.previews, degraded=job.degraded,
                 keep_image=request.keep_on_device and request.device == stretch.node,
             )
@@ -45,6 +50,27 @@ def _start(point: Point | None, node: Node, registry: Registry, gateway: Source)
         return gateway
     there = Source(kind="held") if point.holder == node.name else _at(registry.nodes[point.holder], "fetch")
     return msgspec.structs.replace(there, checkpoint=point.checkpoint)
+
+
+def _cache_use(job: Job, cache: CacheConfig) -> CacheUse | None:
+    """What a job that begins on an edge may take from the latent cache there, and leave in it.
+
+    It may start from it where its asker says so, where it fixes nothing and the deployment lets such requests, or where the
+    decision says how many steps it skips (under pressure). An asker's `cache: false` is neither started nor kept.
+    """
+    asked = job.request.cache
+    if cache.scope == "off" or asked is False:
+        return None
+    assert job.program is not None
+    most = job.program.legs[0].last - 1
+    if not asked and job.request.fixes_start:
+        most = 0
+    elif job.skip is not None:
+        most = min(most, job.skip)
+    elif not asked and cache.starts == "asked":
+        most = 0
+    owner = hashlib.blake2b(job.tenant.encode(), digest_size=12).hexdigest()
+    return CacheUse(owner=owner, most=most, nth=job.number)
 
 
 def _handed(before: Node) -> Source:

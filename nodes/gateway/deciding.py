@@ -129,6 +129,7 @@ class Decider:
             "prompt": job.request.prompt, "preference": job.request.preference, "scores": {},
         }  # fmt: skip
         learns = self._learns.pop(job.decision.id, False) and not job.degraded
+        learns = learns and not report.get("start")  # what begins with another's latent says nothing of its program
         self._awaited[job.id] = _Awaited(job.decision, known, learns)
         if str(job.stage) != "done":
             self._settle(job.id)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nodes.checkpoints import Checkpoints
-from nodes.deployment import GatewayConfig
+from nodes.deployment import CacheConfig, GatewayConfig
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
@@ -48,8 +48,10 @@ BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0
 
 class Dispatcher:
     def __init__(
-        self, config: GatewayConfig, registry: Registry, ledger: Ledger, planner: Planner, decider: Decider, send: Send
-    ):
+        self, config: GatewayConfig, registry: Registry, ledger: Ledger, planner: Planner, decider: Decider, send: Send,
+        cache: CacheConfig | None = None,
+    ):  # fmt: skip
+        self.cache = cache or CacheConfig(scope="off")
         self.config, self.registry, self.ledger, self.planner, self.decider = config, registry, ledger, planner, decider
         self.send = send
         self.store = Path(config.store)
@@ -61,7 +63,7 @@ class Dispatcher:
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
         self.settling = Settling(ledger, self.store)
-        self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot)
+        self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot, self.cache)
         self._ending: set[str] = set()
         self._tasks = Tasks()
 
@@ -93,6 +95,8 @@ class Dispatcher:
         """Request id and job ids, in the ledger when this returns. BadRequest or Refusal otherwise."""
         import msgspec
 
+        if request.cache and self.cache.scope == "off":
+            raise BadRequest("cache: this deployment keeps no latents to start from; leave it out")
         planned = await self.planner.plan(request)
         await self.planner.read(request, self.decider.prepare)
         if len(self.jobs) + request.images > self.config.queue:

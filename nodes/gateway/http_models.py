@@ -118,6 +118,11 @@ class ImagesBody(BaseModel):
         "Whether another program may finish when no node can go on with this one; the answer then says `degraded`."
         " Default: only where nothing that decides the picture was said."
     )
+    cache: bool | None = _said(
+        "true: the picture may start from a cached latent of a similar prompt of yours (of anybody's, where the deployment"
+        " shares its cache), even where seed, steps or handoff are said; its answer then tells `start`. false: it neither"
+        " starts from one nor leaves any. Default: not where anything that decides the picture is said."
+    )
     deadline_ms: int | None = _said(
         "An error instead of a picture after so many milliseconds.", ge=1, le=24 * 3600 * 1000
     )
@@ -226,7 +231,7 @@ def to_request(body: ImagesBody, families: Collection[str], jobs: bool) -> Image
             "steps": body.steps, "handoff": body.handoff, "small_steps": body.small_steps, "guidance": body.guidance,
             "program": body.program, "allow_degraded": body.allow_degraded, "deadline_ms": body.deadline_ms,
             "preference": PREFERENCES[body.quality or "auto"] if body.preference is None else body.preference,
-            "device": body.device, "keep_on_device": False,
+            "device": body.device, "keep_on_device": False, "cache": body.cache,
         }
     )  # fmt: skip
 

@@ -66,6 +66,7 @@ class Job:
     not_before: float = 0.0  # of the next try
     moved: float = 0.0  # when anything was last heard of it
     degraded: bool = False
+    skip: int | None = None  # steps that its level skips from a cached latent, at most; None: no level was assigned
     leg: int = 0
     step: int = 0
     of: int = 0

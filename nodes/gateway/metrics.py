@@ -157,3 +157,10 @@ class _Now(Collector):
                 sent.add_metric([node.name], sum(peer.bytes_sent for peer in beat.peers.values()))
                 received.add_metric([node.name], sum(peer.bytes_received for peer in beat.peers.values()))
         yield from (steps, sent, received)
+        for what in ("latents", "bytes", "hits", "misses", "evicted", "damaged"):
+            kind = GaugeMetricFamily if what in ("latents", "bytes") else CounterMetricFamily
+            family = kind(f"relay_cache_{what}", f"Latent cache of an edge: {what}", labels=["node"])
+            for row in rows:
+                if what in row["cache"]:
+                    family.add_metric([row["name"]], row["cache"][what])
+            yield family

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from nodes.deployment import GatewayConfig
+from nodes.deployment import CacheConfig, GatewayConfig
 from nodes.depot import CHECKPOINT
 from nodes.gateway.assignments import assignments
 from nodes.gateway.deciding import Decider
@@ -32,8 +32,9 @@ BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of 
 class Placer:
     def __init__(
         self, config: GatewayConfig, registry: Registry, planner: Planner, decider: Decider,
-        timeline: Timeline, send: Send, boot: int,
+        timeline: Timeline, send: Send, boot: int, cache: CacheConfig,
     ):  # fmt: skip
+        self.cache = cache
         self.config, self.registry, self.planner, self.decider = config, registry, planner, decider
         self.timeline, self.send = timeline, send
         self.gateway = Source(kind="fetch", node="gateway", address=config.data_address, checkpoint=True)
@@ -112,7 +113,9 @@ class Placer:
         if keeper is not None:
             for key in {self.registry.nodes[name].key for name in job.nodes()} - {keeper.key}:
                 await self.send(keeper.name, Allow(job=job.id, leg=CHECKPOINT, key=key))
-        messages = assignments(job, point, self.registry, self.gateway, self.config.checkpoint_every, keeper)
+        messages = assignments(
+            job, point, self.registry, self.gateway, self.config.checkpoint_every, keeper, self.cache
+        )
         for stretch, message in zip(job.stretches, messages, strict=True):
             node = self.registry.nodes[stretch.node]
             node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(program, stretch, node)

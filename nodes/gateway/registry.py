@@ -152,6 +152,7 @@ class Registry:
                  "cpu_s": beat.cpu_s if beat else 0.0,
                  "startup_s": said.startup_s, "round_trip_s": node.round_trip_s, "done": node.done, "failed": node.failed,
                  "heard_s_ago": round(now - node.heard, 2), "last_error": (beat and beat.last_error) or node.last_error,
+                 "cache": beat.cache if beat else {},
                  "idle_s": beat.idle_s if beat else None, "steps_done": beat.steps_done if beat else 0}
             )  # fmt: skip
         return rows

@@ -18,8 +18,15 @@ def report_of(job: Job, node: str, result: Result, program: Program) -> dict[str
     return (
         result.report
         | known
-        | {"node": node, "nodes": known["nodes"] or [node], "steps": program.steps, "timings": spent}
+        | {"node": node, "nodes": known["nodes"] or [node], "steps": program.taken(_skipped(result)), "timings": spent}
     )
+
+
+def _skipped(result: Result) -> int:
+    """Steps that a cached start spared."""
+    start = result.report.get("start")
+    skipped = start.get("skipped") if isinstance(start, dict) else None
+    return skipped if isinstance(skipped, int) else 0
 
 
 def report_of_failure(job: Job, status: int) -> dict[str, Any]:

@@ -83,8 +83,9 @@ class Gateway:
         self.registry = Registry(config.heartbeat_s)
         self.decider = Decider(open_log(self.store / "decisions.db", config.prompts_in_logs))
         self.dispatcher = Dispatcher(
-            config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer), self.decider, self.send
-        )
+            config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer), self.decider, self.send,
+            deployment.caching,
+        )  # fmt: skip
         self.judging = Judging(deployment.judge, self.dispatcher, data, self.send)
         self.dispatcher.verdicts.on_scores.append(self.decider.scored)
         self.dispatcher.verdicts.on_unjudged.append(self.decider.unjudged)

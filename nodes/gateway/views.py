@@ -55,7 +55,7 @@ class Record:
         """What it takes to make the picture again, and how it was made."""
         names = (
             "prompt", "negative_prompt", "width", "height", "dtype", "version", "nodes", "seconds", "timings", "attempts",
-            "steps_paid", "history", "policy", "probability",
+            "steps_paid", "history", "policy", "probability", "start",
         )  # fmt: skip
         return {
             "job": self.id, "seed": self.seed, "program": self.program, "steps": self.report.get("steps"),

@@ -28,7 +28,8 @@ def cache(tmp_path):
 
 
 def fill(cache, degrees, skipped, payload=b"x" * 1000, tenant="a", space="s", prompt=None):
-    return cache.store(space, tenant, prompt or f"at {degrees}", 7, at(degrees), skipped, 20, payload)
+    source = f"job at {degrees}"
+    return cache.store(space, tenant, prompt or source, 7, source, at(degrees), skipped, 20, payload)
 
 
 def test_the_nearest_prompt_gives_as_many_steps_as_its_similarity_allows(cache):
@@ -36,11 +37,35 @@ def test_the_nearest_prompt_gives_as_many_steps_as_its_similarity_allows(cache):
     assert fill(cache, 0, 4, b"fifth")
     assert fill(cache, 90, 10, b"else")
     near = cache.find("s", "a", at(5))
-    assert (near.payload, near.skipped, near.total, near.prompt, near.seed) == (b"half", 10, 20, "at 0", 7)
+    assert (near.payload, near.skipped, near.total, near.source) == (b"half", 10, 20, "job at 0")
     assert near.similarity == pytest.approx(np.cos(np.radians(5)), abs=1e-5)
     assert cache.find("s", "a", at(30)).payload == b"fifth"  # cos 30 is 0.87: a fifth, not a half
     assert cache.find("s", "a", at(45)) is None
     assert (cache.hits, cache.misses) == (2, 1)
+
+
+def test_a_leg_keeps_a_step_to_walk(cache):
+    fill(cache, 0, 10, b"half")
+    fill(cache, 0, 4, b"fifth")
+    assert cache.find("s", "a", at(0), below=10).payload == b"fifth"
+    assert cache.find("s", "a", at(0), below=4) is None
+    assert cache.find("s", "a", at(30), rule=Rule(((0.8, 0.5),))).payload == b"half"
+
+
+def test_pictures_of_one_request_start_from_one_source_each(cache):
+    for degrees in (0, 1, 2):
+        fill(cache, degrees, 10)
+        fill(cache, degrees, 4)
+    assert [cache.find("s", "a", at(0), nth=n).source for n in range(3)] == ["job at 0", "job at 1", "job at 2"]
+    assert cache.find("s", "a", at(0), nth=3) is None
+
+
+def test_no_prompt_is_written(cache):
+    fill(cache, 0, 10, prompt="a secret wish")
+    cache.close()
+    files = [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert len(files) > 1
+    assert not any(b"secret wish" in path.read_bytes() for path in files)
 
 
 def test_nothing_crosses_spaces_or_tenants(cache):
@@ -164,4 +189,4 @@ def test_other_words_are_refused_in_one_line(tmp_path):
         LatentCache(tmp_path / "c", 1, eviction="oldest")
     cache = LatentCache(tmp_path / "c", 100)
     with pytest.raises(BadRequest, match="not zero"):
-        cache.store("s", "a", "p", 0, np.zeros(4), 1, 2, b"x")
+        cache.store("s", "a", "p", 0, "job", np.zeros(4), 1, 2, b"x")

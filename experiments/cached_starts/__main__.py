@@ -1,0 +1,84 @@
+"""python -m experiments.cached_starts run | report
+
+`run` draws pairs of prompts from cached starts into a run folder, a few pairs a unit, and goes on where it was stopped.
+`report` calibrates the similarity thresholds on validation rows, writes them into configs/cache, and reports on test rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nodes.cli import run as run_app
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+FOLDER = Path("runs/experiments/cached-starts")
+SPLITS = ("validation", "test")
+Families = Annotated[list[str] | None, typer.Option(help="Default: both embedded ones.")]
+
+
+@app.command()
+def run(
+    family: Families = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Of each split, of T = 28: the large member alone and relays.")
+    ] = 96,
+    long: Annotated[
+        int, typer.Option(min=0, help="The first so many of them also with T = 50, the large member.")
+    ] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs a unit of work.")] = 32,
+    dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16; default: the family's.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...; default: the family's.")] = None,
+    threads: int = 1,
+    out: Path = FOLDER,
+) -> None:
+    """Draw what is not drawn yet."""
+    import torch
+
+    from experiments.cached_starts.work import prepare, units, work
+    from experiments.run_folder import begin
+    from nodes.session import quiet_libraries
+    from scheduler.outcomes import unit_path, write_unit
+
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    prepared = prepare(family or ["mini-sd3", "mini-sdxl"], pairs, long, batch, dtype, device)
+    begin(out, prepared.facts)
+    todo = [unit for unit in units(prepared, SPLITS) if not unit_path(out, "outcomes", unit.name).exists()]
+    for number, unit in enumerate(todo):
+        rows = work(prepared, unit)
+        write_unit(out, "outcomes", unit.name, rows)
+        print(f"{number + 1} of {len(todo)}: {unit.name}, {len(rows)} rows", flush=True)
+
+
+@app.command()
+def report(
+    folder: Path = FOLDER,
+    out: Annotated[Path, typer.Option(help="A .json lies beside it.")] = Path("docs/results/cache-levels.md"),
+    configs: Annotated[
+        Path | None, typer.Option(help="Where thresholds are written, FAMILY.yaml; none: nowhere.")
+    ] = Path("configs/cache"),
+    ship: Annotated[Path | None, typer.Option(help="Also pack the rows into this folder.")] = None,
+) -> None:
+    """Thresholds from validation rows, tables from test rows."""
+    from experiments.cached_starts.report import text_and_data, write_rules
+    from experiments.provenance import write_result
+    from experiments.run_folder import open_run, pack
+
+    found = open_run(folder)
+    text, data = text_and_data(found)
+    if configs is not None:
+        write_rules(configs, data)
+    if ship is not None:
+        print(f"{pack(found, ship)} bytes of rows in {ship}")
+    write_result(out, "Cached starts: quality by similarity and steps skipped", text, data)
+
+
+def main(argv: Any = None) -> None:
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()
