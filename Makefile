@@ -37,6 +37,7 @@ bench: setup           ## step costs, own loop against diffusers, batch scaling,
 	$(BIN)/python -m experiments.service_bench --out docs/results/service.md
 	$(BIN)/python -m experiments.decision_bench --out docs/results/decision-latency.md
 	$(BIN)/python -m experiments.cache_bench --out docs/results/cache.md
+	$(BIN)/python -m experiments.load bench --out docs/results/load-control.md
 
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
 	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md

@@ -89,22 +89,62 @@ class Diurnal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return candidates[generator(seed, "thinning").random(len(candidates)) < share]
 
 
+class Flash(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Flash crowds: every `every_s` the rate climbs to `factor` times the calm one within `rise_s`, stays so for `crowd_s` in
+    all, and is calm again at once. Poisson at the rate of the moment; the first crowd comes at half of `every_s`."""
+
+    rate_per_s: Positive
+    factor: Annotated[float, msgspec.Meta(ge=1)] = 10.0
+    rise_s: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    crowd_s: Positive = 5.0
+    every_s: Positive = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.rise_s < self.crowd_s < self.every_s:
+            raise BadRequest("arrivals flash: a crowd rises (rise_s) within crowd_s, and ends within every_s")
+
+    def times(self, horizon_s: float, seed: int) -> Times:
+        _expected(self.rate_per_s, horizon_s)
+        # one period's integrated rate in calm rates, at the corners of its piecewise linear rate; between them, where the
+        # rate climbs, the integral is a parabola, which 32 pieces stand for
+        start = self.every_s / 2
+        climb = np.linspace(0.0, 1.0, 33)
+        corners = np.concatenate([[0.0], start + self.rise_s * climb, [start + self.crowd_s, self.every_s]])
+        risen = start + self.rise_s * climb + (self.factor - 1) * self.rise_s * climb**2 / 2
+        top = risen[-1] + self.factor * (self.crowd_s - self.rise_s)
+        integral = np.concatenate([[0.0], risen, [top, top + self.every_s - start - self.crowd_s]])
+        calm = self.rate_per_s * self.every_s / integral[-1]
+        count = math.ceil(horizon_s / self.every_s)
+        unit = _unit(count * self.rate_per_s * self.every_s, generator(seed, "arrivals")) / calm
+        period, inside = np.divmod(unit, integral[-1])
+        times = period * self.every_s + np.interp(inside, integral, corners)
+        return times[times < horizon_s]
+
+
 class Trace(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Times in s from a CSV with a header, sorted and counted from the first. `speed` 2 replays it twice as fast."""
+    """Times in s from a CSV with a header, sorted and counted from the first. `speed` 2 replays it twice as fast.
+    `gaps`: the column holds seconds since the arrival before, in their order; none may be negative."""
 
     path: str
     column: str | None = None  # default: the first
     speed: Positive = 1.0
+    gaps: bool = False
 
     def times(self, horizon_s: float, seed: int = 0) -> Times:  # a trace is what it is, whatever the seed
         if not horizon_s > 0:
             raise BadRequest(f"horizon_s must be above 0, not {horizon_s}")
         path = Path(self.path).expanduser()
-        found = np.sort(np.array(read_numbers(path, self.column), dtype=np.float64))
+        found = np.array(read_numbers(path, self.column), dtype=np.float64)
         if not len(found):
             raise BadRequest(f"{path} holds no arrival")
         if not np.isfinite(found).all():
             raise BadRequest(f"{path}: column {self.column or 'first'} holds a time that is not finite")
+        if self.gaps and (found < 0).any():
+            line = 2 + int(np.flatnonzero(found < 0)[0])  # line 1 is the header
+            raise BadRequest(
+                f"{path}: line {line}: a gap of {found[line - 2]:g} s: nothing arrives before what came before it"
+            )
+        found = np.cumsum(found) if self.gaps else np.sort(found)
         times = (found - found[0]) / self.speed
         return times[times < horizon_s]
 
@@ -113,6 +153,7 @@ ARRIVALS: dict[str, tuple[type, dict[str, Any]]] = {
     "poisson": (Poisson, {}),
     "bursty": (Bursty, {}),
     "diurnal": (Diurnal, {}),
+    "flash": (Flash, {}),
     "trace": (Trace, {}),
 }
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from relay.errors import BadRequest
 from scheduler.load.estimator import LoadEstimator
-from scheduler.load.expected import Station, Work, ends_s, level_load, pools
+from scheduler.load.expected import Holding, Station, Work, ends_s, level_load, pools
 from scheduler.load.settings import LoadSettings
 from scheduler.load.shift import shift
 from scheduler.load.solver import SHED, Plan, Problem, solve
@@ -109,7 +109,8 @@ class Controller:
     def allow(self, quality: ArrayLike, left_s: float, stations: Sequence[Station]) -> Allowed:
         """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`."""
         predicted = np.asarray(quality, float)
-        ends = np.array([ends_s(work, stations)[0] for work in self.works])
+        holding: Holding = {}
+        ends = np.array([ends_s(work, stations, holding)[0] for work in self.works])
         in_time = ends <= self.settings.margin * left_s
         if not in_time.any():  # the margin is for those who come next; one who would just be in time is not sent away
             in_time = ends <= left_s

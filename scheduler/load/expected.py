@@ -111,16 +111,23 @@ class Station:
         return max(comes_s + steps * seconds[together], (ahead + own) / rate)
 
 
-def ends_s(work: Work, stations: Iterable[Station]) -> tuple[float, tuple[str, ...]]:
+Holding = dict[tuple[str, str], list[Station]]  # family, member -> who would do it; of one list of stations
+
+
+def ends_s(work: Work, stations: Iterable[Station], holding: Holding | None = None) -> tuple[float, tuple[str, ...]]:
     """The soonest that a level would end if it were placed now, in s, and on which nodes; inf where nobody could do it.
 
     Each leg takes the node that is soonest done with it. A device decodes what it finishes; a node behind a link sends it.
+    `holding`: kept between calls for the same stations, where several levels are asked about.
     """
+    holding = {} if holding is None else holding
     there, at, names, before = list(stations), 0.0, [], None
     for number, (member, steps) in enumerate(work.legs):
         family, last = work.program.family, number == len(work.legs) - 1
         best: tuple[float, Station] | None = None
-        for station in _holders(there, family, member):
+        if (family, member) not in holding:
+            holding[family, member] = _holders(there, family, member)
+        for station in holding[family, member]:
             same = before is not None and before.name == station.name
             comes = (
                 at

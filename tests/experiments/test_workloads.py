@@ -271,6 +271,7 @@ PROCESSES = [
     {"arrivals": "bursty", "rate_per_s": 2.0},
     {"arrivals": "bursty", "rate_per_s": 0.5, "burst_factor": 30, "burst_s": 5, "calm_s": 20},
     {"arrivals": "diurnal", "rate_per_s": 2.0, "period_s": 1000.0},
+    {"arrivals": "flash", "rate_per_s": 2.0},
 ]
 
 
@@ -321,6 +322,27 @@ def test_a_trace_is_replayed(tmp_path):
     trace = load_arrivals("trace", path=str(path), column="time_s", speed=2)
     assert trace.times(100, 0).tolist() == [0, 1.5, 2.75]
     assert trace.times(1e6, 1).tolist() == [0, 1.5, 2.75, 400]
+
+
+def test_a_trace_of_gaps_is_replayed_and_a_negative_one_refused(tmp_path):
+    path = tmp_path / "gaps.csv"
+    path.write_text("gap_s\n5\n0\n2.5\n1\n")
+    assert load_arrivals("trace", path=str(path), gaps=True).times(100, 0).tolist() == [0, 0, 2.5, 3.5]
+    path.write_text("gap_s\n5\n-2.5\n1\n")
+    with pytest.raises(BadRequest, match=r"gaps\.csv: line 3: a gap of -2\.5 s"):
+        load_arrivals("trace", path=str(path), gaps=True).times(100, 0)
+
+
+def test_a_flash_crowd_is_ten_times_as_much_within_a_second():
+    times = load_arrivals("flash", rate_per_s=20.0).times(6000, 0)
+    assert len(times) == pytest.approx(20 * 6000, rel=0.02)
+    inside = times % 60
+    calm, crowd = (inside < 30).sum() / 30, ((inside > 31) & (inside < 35)).sum() / 4
+    assert crowd / calm == pytest.approx(10, rel=0.05)
+    rising = ((inside > 30) & (inside < 31)).sum()
+    assert rising / calm == pytest.approx(5.5, rel=0.1)
+    with pytest.raises(BadRequest, match="a crowd rises"):
+        load_arrivals("flash", rate_per_s=1.0, crowd_s=0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,285 @@
+"""A comparison as a config (configs/experiments/load.yaml): fleets, levels, traces, systems; and one cell of it run.
+
+A *cell* is one system on one fleet and trace at one load and deadline with one seed. All systems of a cell but its name
+meet the same requests. Load is a share of the fleet's full-cloud capacity and deadlines are multiples of its full-cloud
+latency, both measured in the simulation (`capacity`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from experiments.load.service import Asked, Demand, Measured, Outcome, Service, sized, stations_of
+from experiments.load.systems import Known, Plain, systems
+from experiments.simulate.scores import Scores, read_scores
+from experiments.simulate.world import World, WorldSpec, check_world
+from experiments.workloads import load_arrivals
+from experiments.workloads.prompts import generator
+from relay.errors import BadRequest
+from relay.files import read_yaml
+from scheduler.load.expected import Station, Work
+from scheduler.load.prediction import Levels, read_levels, shipped
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+VALIDATION, TEST = "validation", "test"
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A key that nobody reads is a mistake."""
+
+
+class Contestant(_Strict, frozen=True, kw_only=True):
+    """A system by name with its settings; what was tuned is laid over them."""
+
+    system: str
+    settings: dict[str, Any] = {}
+
+
+class Searched(_Strict, frozen=True, kw_only=True):
+    """As many configurations of each system, on validation prompts, at these cells."""
+
+    configurations: Count = 12
+    requests: Count = 1500
+    seeds: tuple[int, ...] = (100,)
+    traces: list[str]
+    loads: list[Positive]
+    deadlines: list[Positive]
+    seed: int = 0
+
+
+class LoadCase(_Strict, frozen=True, kw_only=True):
+    fleets: Annotated[dict[str, WorldSpec], msgspec.Meta(min_length=1)]
+    traces: Annotated[dict[str, dict[str, Any]], msgspec.Meta(min_length=1)]
+    systems: Annotated[dict[str, Contestant], msgspec.Meta(min_length=1)]
+    search: Searched
+    store: list[str]
+    family: str = "mini-sd3"
+    metric: str = "attributes"
+    levels: str | None = None  # a file; None: the shipped one of the family
+    router: bool = True  # predictions with the router's word, where the levels know how to use it
+    name: str = "load"
+    description: str = ""
+    loads: tuple[Positive, ...] = (0.7, 1.0, 1.3, 1.6)
+    deadlines: tuple[Positive, ...] = (1.5, 2.0, 4.0)
+    requests: Count = 10_000
+    seeds: Count = 10
+    tuned: str | None = None
+
+
+class Cell(_Strict, frozen=True, kw_only=True):
+    fleet: str
+    trace: str
+    load: float
+    deadline: float
+
+
+class Case:
+    """What a config says, read once."""
+
+    def __init__(self, config: LoadCase):
+        self.config = config
+        for name, contestant in config.systems.items():
+            if contestant.system not in systems():
+                raise BadRequest(f"systems.{name}: unknown system {contestant.system!r}: choose {', '.join(systems())}")
+        lacking = set(config.search.traces) - set(config.traces)
+        if lacking:
+            raise BadRequest(f"search.traces: no trace {', '.join(sorted(lacking))} is described")
+        self._worlds: dict[str, World] = {}
+        self._works: dict[str, tuple[Work, ...]] = {}
+        self._capacity: dict[str, tuple[float, float]] = {}
+
+    @cached_property
+    def levels(self) -> Levels:
+        where = Path(self.config.levels) if self.config.levels else shipped(self.config.family)
+        return read_levels(where, self.config.family)
+
+    @cached_property
+    def works(self) -> tuple[Work, ...]:
+        return tuple(level.work for level in self.levels.levels)
+
+    @cached_property
+    def scores(self) -> Scores:
+        programs = [str(work.program) for work in self.works]
+        found = read_scores(
+            [Path(folder) for folder in self.config.store], [self.config.metric], programs, [self.config.family]
+        )
+        if lacking := set(programs) - {str(program) for program in found.programs}:
+            raise BadRequest(f"{', '.join(self.config.store)} holds no rows of {', '.join(sorted(lacking))}")
+        return found
+
+    def measured(self, split: str) -> Measured:
+        """Quality of each level for each prompt of the split: means over the stored seeds."""
+        if split not in self._measured:
+            prompts = [p.text for p in self.scores.prompts.get(split, ())]
+            if not prompts:
+                raise BadRequest(f"{', '.join(self.config.store)} holds no {split} prompts that every level drew")
+            metric = self.config.metric
+            quality = np.array([
+                [np.mean([cell[metric] for cell in self.scores.of(str(work.program), prompt)]) for work in self.works]
+                for prompt in prompts
+            ])  # fmt: skip
+            self._measured[split] = Measured(prompts, quality, self._predicted(prompts))
+        return self._measured[split]
+
+    @cached_property
+    def _measured(self) -> dict[str, Measured]:
+        return {}
+
+    def _predicted(self, prompts: Sequence[str]) -> Any:
+        if not self.config.router or self.levels.with_router is None:
+            return self.levels.predict(prompts)
+        folder = Path("runs/experiments") / self.config.name
+        said = [self.levels.family, self.levels.router, self.levels.router_version, *prompts]
+        path = folder / f"predicted-{_digest([*said, msgspec.json.encode(self.levels).hex()])}.npy"
+        if path.exists():
+            return np.load(path)
+        from scheduler.router.router import Router
+
+        router = Router.load(self.levels.family, self.levels.router)
+        if router.versions[self.levels.family] != self.levels.router_version:
+            raise BadRequest(
+                f"the levels of {self.levels.family} were fitted with router {self.levels.router_version}, and here is"
+                f" {router.versions[self.levels.family]}: `python -m experiments.load levels` fits them anew"
+            )
+        found = self.levels.predict(prompts, router.predict(prompts))
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(path, found)
+        return found
+
+    def world(self, fleet: str) -> World:
+        if fleet not in self._worlds:
+            spec = check_world(self.config.fleets[fleet], f"fleets.{fleet}")
+            self._worlds[fleet] = World(spec, [work.program for work in self.works])
+        return self._worlds[fleet]
+
+    def known(self, fleet: str, deadline_s: float) -> Known:
+        validation = self.measured(VALIDATION)
+        return Known(
+            self.works_of(fleet), validation.quality.mean(0), validation.predicted, validation.quality, deadline_s
+        )
+
+    def works_of(self, fleet: str) -> tuple[Work, ...]:
+        """The levels, with the bytes that this fleet's links are charged."""
+        if fleet not in self._works:
+            self._works[fleet] = tuple(sized(self.world(fleet), work) for work in self.works)
+        return self._works[fleet]
+
+    def capacity(self, fleet: str) -> tuple[float, float]:
+        """Full-cloud requests a second that the fleet does when it is full, and the seconds of one on the idle fleet."""
+        if fleet not in self._capacity:
+            full = [i for i, work in enumerate(self.works) if work.program.mode == "full-cloud" and not work.skipped]
+            if not full:
+                raise BadRequest(f"no level of {self.config.family} is full-cloud: load has no measure")
+            count = 64 * len(stations_of(self.world(fleet)))
+            flood = self._fixed(fleet, full[0], np.zeros(count))
+            done = np.sort(flood.seconds)
+            middle = slice(count // 4, 3 * count // 4)  # while all nodes are full
+            per_s = (count // 2) / (done[middle][-1] - done[middle][0])
+            alone = self._fixed(fleet, full[0], 1000.0 * np.arange(3))
+            self._capacity[fleet] = float(per_s), float(alone.seconds.max())
+        return self._capacity[fleet]
+
+    def _fixed(self, fleet: str, level: int, arrivals: Any) -> Outcome:
+        ones = np.zeros((len(arrivals), len(self.works)))
+        measured = Measured([str(i) for i in range(len(arrivals))], ones, ones)
+        demand = Demand(arrivals, np.arange(len(arrivals)), 1e6)
+        return Service(self.world(fleet), self.works_of(fleet), measured, _Fixed(level), demand).run()
+
+    def demand(self, cell: Cell, seed: int, split: str, requests: int) -> Demand:
+        """The cell's requests: its trace at `load` times the fleet's capacity, prompts with equal chance."""
+        per_s, latency_s = self.capacity(cell.fleet)
+        given = dict(self.config.traces[cell.trace])
+        horizon = 1.2 * requests / (cell.load * per_s) + 60.0
+        if given.get("arrivals") != "trace":
+            given["rate_per_s"] = cell.load * per_s
+        else:
+            given["speed"] = given.get("speed", 1.0) * self._speed(given, cell.load * per_s)
+        process = load_arrivals(given)
+        times = process.times(horizon, seed)
+        while len(times) < requests and given.get("arrivals") != "trace":
+            horizon *= 1.5
+            times = process.times(horizon, seed)
+        times = times[:requests]
+        if not len(times):
+            raise BadRequest(f"traces.{cell.trace} has no arrival")
+        count = len(self.measured(split).prompts)
+        prompt = generator(seed, "prompts under load").integers(count, size=len(times))
+        return Demand(times, prompt, cell.deadline * latency_s)
+
+    def _speed(self, given: Mapping[str, Any], per_s: float) -> float:
+        """How much faster a trace of one's own must be replayed to come at this mean rate."""
+        times = load_arrivals(dict(given)).times(1e12, 0)
+        if len(times) < 2 or times[-1] <= 0:
+            raise BadRequest("a trace needs two arrivals at different times")
+        return float(per_s * times[-1] / (len(times) - 1))
+
+    def run(self, name: str, cell: Cell, seed: int, split: str, requests: int, settings: Mapping[str, Any]) -> Outcome:
+        demand = self.demand(cell, seed, split, requests)
+        system = self.system(name, cell.fleet, demand.deadline_s, seed, settings)
+        return Service(
+            self.world(cell.fleet), self.works_of(cell.fleet), self.measured(split), system, demand, seed
+        ).run()
+
+    def system(self, name: str, fleet: str, deadline_s: float, seed: int, settings: Mapping[str, Any]) -> Plain:
+        contestant = self.config.systems[name]
+        make = systems()[contestant.system]
+        try:
+            return make(
+                self.known(fleet, deadline_s), generator(seed, "system"), **(contestant.settings | dict(settings))
+            )
+        except TypeError as error:
+            raise BadRequest(f"systems.{name}: {error}") from None
+
+    @cached_property
+    def tuned(self) -> dict[str, dict[str, Any]]:
+        """System -> settings that `tune` found."""
+        if self.config.tuned is None or not Path(self.config.tuned).exists():
+            return {}
+        found = read_yaml(Path(self.config.tuned), dict[str, Any])
+        return {name: each["settings"] for name, each in found.get("systems", {}).items()}
+
+    def digest(self, name: str, cell: Cell, settings: Mapping[str, Any], requests: int, split: str) -> str:
+        """What a cell depends on but its seed: another digest, and it is run again."""
+        config = self.config
+        said = [
+            msgspec.to_builtins(config.fleets[cell.fleet]), config.traces[cell.trace], msgspec.to_builtins(cell),
+            msgspec.to_builtins(config.systems[name]), dict(settings), requests, split, config.store, config.metric,
+            msgspec.json.encode(self.levels).hex(), config.router,
+        ]  # fmt: skip
+        return _digest(said)
+
+
+class _Fixed:
+    """One level for all."""
+
+    name = "fixed"
+
+    def __init__(self, level: int):
+        self.level = level
+
+    def control(self, stations: Sequence[Station]) -> None:
+        """Nothing."""
+
+    def choose(self, asked: Asked, stations: Sequence[Station]) -> int | None:
+        return self.level
+
+    def again(self, asked: Asked, level: int, quality: float, left_s: float) -> int | None:
+        return None
+
+
+def read_case(path: Path) -> Case:
+    """BadRequest names file and key."""
+    return Case(read_yaml(path, LoadCase, strict=False))
+
+
+def _digest(said: Any) -> str:
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=6).hexdigest()

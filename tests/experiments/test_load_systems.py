@@ -1,0 +1,267 @@
+"""Systems under load: one run's books balance, both simulations agree, rules do what they say, the table is what was run."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+
+from experiments.load.__main__ import app
+from experiments.load.case import Cell, read_case
+from experiments.load.cells import run_cell, worth
+from experiments.load.service import DONE, LATE, REFUSED, Demand, Measured, Service
+from experiments.load.systems import systems
+from experiments.load.tables import fitting
+from experiments.simulate.environment import Simulation
+from experiments.simulate.scores import Scores
+from experiments.workloads import TimedRequest
+from experiments.workloads.prompts import Prompt
+from relay.errors import BadRequest
+from scheduler.drawing import certain
+from scheduler.load.expected import ends_s
+from scheduler.load.prediction import read_levels
+from scheduler.outcomes import write_unit
+
+CURVE = {1: 0.010, 2: 0.013, 4: 0.020, 8: 0.036}
+OPTIONS = "match=exact/codec=fp16"
+FULL = f"tiny/large:20:0-20/{OPTIONS}/guidance=3/conditioning=encode"
+RELAY = f"tiny/large:20:0-8/small:20:8-20/{OPTIONS}/guidance=3,3/conditioning=encode"
+FAST = f"tiny/large:20:0-4/small:8:2-8/{OPTIONS}/guidance=3,3/conditioning=encode"
+SMALL = f"tiny/small:20:0-20/{OPTIONS}/guidance=3/conditioning=encode"
+WORTH = {FULL: (0.9, 0.9), RELAY: (0.89, 0.85), FAST: (0.88, 0.7), SMALL: (0.87, 0.3)}  # of easy and of hard prompts
+PLACE = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """An outcome store of four levels; prompts with letters bear any of them. Levels are fitted from it."""
+    folder, rng = tmp_path_factory.mktemp("load"), np.random.default_rng(0)
+    rows = []
+    for split, count in (("train", 120), ("validation", 60), ("test", 60)):
+        for i in range(count):
+            easy = i % 2 == 0
+            for text, values in WORTH.items():
+                rows.append(
+                    {"method": "program", "family": "tiny", "program": text, "split": split, "prompt_index": i, "seed": i,
+                     "prompt": f"{split} {i}" + (" with the word 'HI'" if easy else " a red heart and a blue ring"),
+                     "complexity": "letters" if easy else "2",
+                     "score_attributes": float(np.clip(values[not easy] + 0.02 * rng.standard_normal(), 0, 1))}
+                )  # fmt: skip
+    write_unit(folder, "outcomes", "all", rows)
+    curves = {"large": CURVE, "small": {batch: s / 4 for batch, s in CURVE.items()}}
+    node = {
+        "edge": {"role": "edge", "families": {"tiny": ["large"]}},
+        "phone": {"role": "device", "families": {"tiny": ["small"]}},
+    }
+    said = {
+        "name": "tiny", "family": "tiny", "store": [str(folder)], "levels": str(folder / "tiny.json"), "router": False,
+        "requests": 150, "seeds": 2, "loads": [0.7, 1.3], "deadlines": [2.0], "tuned": str(folder / "tuned.yaml"),
+        "fleets": {
+            "three": {
+                "nodes": {
+                    "edge-1": node["edge"], "edge-2": node["edge"] | {"pace": 2.0}, "phone-1": node["phone"],
+                    "phone-2": node["phone"] | {"link": "wifi"},
+                },
+                "timing": {
+                    "tiny": {"curves": curves, "encode_s": 0.002, "decode_s": 0.002, "handoff_s": 0.0005,
+                             "latent_bytes": 10_000, "image_bytes": 20_000}
+                },
+                "overhead_s": 0.001,
+            }
+        },
+        "traces": {"poisson": {"arrivals": "poisson"}, "flash": {"arrivals": "flash", "every_s": 10, "crowd_s": 2}},
+        "systems": {
+            name: {"system": name}
+            for name in ("ours", "agnostic", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve", "nirvana")
+        },
+        "search": {"configurations": 2, "requests": 60, "traces": ["poisson"], "loads": [1.3], "deadlines": [2.0]},
+    }  # fmt: skip
+    path = folder / "load.yaml"
+    path.write_text(yaml.safe_dump(said))
+    app(["levels", "tiny", "--store", str(folder), "--out", str(folder / "tiny.json")], standalone_mode=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def case(config):
+    return read_case(config)
+
+
+def test_levels_are_predicted_for_prompts_and_their_file_is_checked(config, case):
+    levels = case.levels
+    assert [level.program for level in levels.levels] == [FULL, RELAY, FAST, SMALL]  # safest first
+    easy, hard = levels.predict(["new one with the word 'NO'", "new a red heart and a blue ring"])
+    assert easy[3] > 0.75
+    assert hard[3] < 0.45
+    path = config.parent / "damaged.json"
+    path.write_text((config.parent / "tiny.json").read_text()[:-40])
+    with pytest.raises(BadRequest, match="is damaged"):
+        read_levels(path)
+    with pytest.raises(BadRequest, match="no measured levels"):
+        read_levels(config.parent / "none.json")
+    with pytest.raises(BadRequest, match="holds the levels of tiny"):
+        read_levels(config.parent / "tiny.json", "mini-sd3")
+
+
+def test_capacity_is_what_the_curves_say(case):
+    per_s, alone = case.capacity("three")
+    most = 8 / CURVE[8] / 20
+    assert per_s == pytest.approx(1.5 * most, rel=0.1)  # edge-2 is half as fast
+    assert alone == pytest.approx(20 * CURVE[1], rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["ours", "agnostic", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve"])
+def test_every_request_has_one_end_and_the_books_balance(case, name):
+    outcome = case.run(name, PLACE, 3, "test", 200, {})
+    assert set(np.unique(outcome.stage)) <= {DONE, LATE, REFUSED}
+    done = outcome.stage == DONE
+    deadline = PLACE.deadline * case.capacity("three")[1]
+    assert (outcome.seconds[done] <= deadline + 1e-9).all()
+    assert (outcome.seconds[outcome.stage == REFUSED] == 0).all()
+    assert outcome.seconds[outcome.stage == LATE] == pytest.approx(deadline)
+    quality = case.measured("test").quality
+    assert (outcome.quality[done] == quality[outcome.prompt[done], outcome.level[done]]).all()
+    assert all(0 <= busy <= outcome.ended_s for busy in outcome.busy_s.values())
+    again = case.run(name, PLACE, 3, "test", 200, {})
+    assert (again.seconds == outcome.seconds).all()  # same arguments, same run
+    if name == "clipper-ha":
+        assert set(outcome.level[done]) == {0}
+    if name == "clipper-ht":
+        assert len(set(outcome.level[done])) == 1
+    if name in ("proteus", "sommelier", "clipper-ha", "clipper-ht", "diffserve"):
+        assert not (outcome.stage == REFUSED).any()
+
+
+def test_ours_serves_easy_prompts_with_less_work_and_keeps_more_than_full_quality_does(case):
+    ours, full = (case.run(name, PLACE, 5, "test", 600, {}) for name in ("ours", "clipper-ha"))
+    assert (ours.stage == DONE).mean() > (full.stage == DONE).mean() + 0.1
+    done = ours.stage == DONE
+    easy = ours.prompt[done] % 2 == 0
+    assert ours.level[done][easy].mean() > ours.level[done][~easy].mean()
+
+
+def test_both_simulations_say_the_same_of_the_same_requests(case):
+    """One level, the nodes that `ends_s` names at each arrival: the other simulation is given the very nodes."""
+    world, works = case.world("three"), case.works_of("three")
+    times = np.cumsum(np.random.default_rng(1).exponential(0.1, 60))
+    measured = Measured(["p"] * 60, np.ones((60, 4)), np.ones((60, 4)))
+
+    class Relay:
+        placed: list = []  # noqa: RUF012
+
+        def control(self, stations):
+            pass
+
+        def choose(self, asked, stations):
+            self.placed.append(ends_s(works[1], stations)[1])
+            return 1
+
+        def again(self, *_):
+            return None
+
+    ours = Service(world, works, measured, Relay(), Demand(times, np.arange(60), 100.0)).run()
+
+    class Same:
+        name = "same"
+
+        def decide(self, context, actions):
+            wanted = RELAY, Relay.placed[int(context.job.removeprefix("job-"))]
+            return certain(self.name, actions, [(str(a.program), a.nodes) for a in actions].index(wanted))
+
+        def learn(self, decision, outcome):
+            pass
+
+    prompts = [Prompt(str(i), "?", None, str(i)) for i in range(60)]
+    cells = {t: {p.text: ({},) for p in prompts} for t in WORTH}
+    scores = Scores(tuple(w.program for w in works), {"test": tuple(prompts)}, cells, ())
+    asked = [TimedRequest(i, float(t), prompts[i], 0.5, 100.0, i) for i, t in enumerate(times)]
+    theirs = Simulation(world, scores, lambda known: 0.0).run(Same(), asked)
+    assert [row.seconds for row in theirs] == pytest.approx(ours.seconds.tolist(), rel=1e-6)
+
+
+def test_a_cascade_draws_again_what_the_judge_finds_worst(case):
+    roomy = Cell(fleet="three", trace="poisson", load=1.3, deadline=8.0)
+    outcome = case.run("diffserve", roomy, 0, "test", 300, {})
+    done = outcome.stage == DONE
+    heavy = outcome.level[done] == 0
+    assert 0 < heavy.mean() < 1
+    assert outcome.seconds[done][heavy].mean() > outcome.seconds[done][~heavy].mean()
+    hard = outcome.prompt[done] % 2 == 1
+    assert heavy[hard].mean() > heavy[~hard].mean()
+
+
+def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
+    folder, out = tmp_path / "runs", tmp_path / "load.md"
+    few = ["--only", "ours", "--only", "proteus", "--only", "nirvana"]
+    app(["tune", str(config), *few, "--folder", str(folder)], standalone_mode=False)
+    tuned = yaml.safe_load((config.parent / "tuned.yaml").read_text())["systems"]
+    assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "proteus": 2}
+    assert tuned["ours"]["worth"] == max(each["worth"] for each in tuned["ours"]["tried"])
+    asked = ["table", str(config), *few, "--folder", str(folder), "--out", str(out), "--requests", "80"]
+    app([*asked, "--seeds", "1"], standalone_mode=False)
+    text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())["families"]["tiny"]
+    assert "Left out: nirvana: NIRVANA-like needs levels that start from cached latents" in text
+    assert "## three fleet, flash" in text
+    assert "Load 1.3, deadline 2 x" in text
+    assert len(data["cells"]) == 2 * 2 * 2  # systems, traces, loads
+    assert (tmp_path / "load-three.png").stat().st_size > 1000
+    case = read_case(config)
+    cell = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
+    said = {"system": "ours"} | msgspec.to_builtins(cell)
+    (stored,) = next(each for each in data["cells"] if {key: each[key] for key in said} == said)["seeds"]
+    fresh = run_cell(case, tmp_path / "fresh", "ours", cell, 0, 80)
+    assert fresh == stored
+    assert fresh["violations"] == pytest.approx(fresh["late"] + fresh["refused"])
+    assert sum(fresh["levels"]) == pytest.approx(1.0, abs=1e-3)
+    assert worth(fresh) == pytest.approx((1 - fresh["violations"]) * fresh["quality"] - fresh["violations"])
+    count = len(list(folder.rglob("*.json")))
+    app([*asked, "--seeds", "1"], standalone_mode=False)
+    assert len(list(folder.rglob("*.json"))) == count
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"systems": {"x": {"system": "best"}}}, "unknown system 'best'"),
+        ({"systems": {"x": {"system": "ours", "settings": {"marge": 1}}}}, "marge"),
+        ({"systems": {"x": {"system": "proteus", "settings": {"head": 1}}}}, "head"),
+        ({"traces": {"poisson": {"arrivals": "poison"}}}, "unknown arrivals 'poison'"),
+        ({"store": ["nowhere"]}, "nowhere"),
+        ({"fleets": {}}, "fleets"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(config, tmp_path, change, said):
+    path = tmp_path / "load.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
+
+    def read():
+        bad = read_case(path)
+        fitting(bad, list(bad.config.systems))
+        bad.demand(PLACE, 0, "test", 10)
+
+    with pytest.raises(BadRequest, match=said) as refusal:
+        read()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_trace_of_ones_own_comes_at_the_load_asked_for(config, tmp_path):
+    gaps = tmp_path / "own.csv"
+    gaps.write_text("gap_s\n" + "\n".join(str(1 + i % 3) for i in range(100)) + "\n")
+    path = tmp_path / "load.yaml"
+    own = {"poisson": {"arrivals": "trace", "path": str(gaps), "gaps": True}}
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"traces": own}))
+    case = read_case(path)
+    found = case.demand(PLACE, 0, "test", 80)
+    per_s, _ = case.capacity("three")
+    assert len(found.arrival_s) == 80
+    assert 79 / found.arrival_s[-1] == pytest.approx(1.3 * per_s, rel=0.05)
+
+
+def test_every_system_states_its_rule():
+    for name, kind in systems().items():
+        assert kind.rule, name
+        assert kind.name, name
+        assert msgspec.json.encode(list(kind.space)), name
