@@ -69,7 +69,6 @@ class Family:
         self._dtype, self._device_override = dtype, device
         self._denoisers: dict[str, Denoiser] = {}
         self._hooks: list[Any] = []
-        self.schedule = cache(self.schedule)  # type: ignore[method-assign]
 
     @classmethod
     def load(
@@ -105,9 +104,12 @@ class Family:
         config = read_json(where, "scheduler_config.json")
         return replace_scheduler(config) if self.spec.replace_scheduler else config
 
-    @cache  # noqa: B019 - a family lives as long as its process
     def schedule(self, member: str, steps: int, image_seq_len: int | None = None) -> Schedule:
         """The schedule of `steps` steps that `member` walks; `image_seq_len` where its shift depends on the size."""
+        return self._schedule(member, steps, image_seq_len)
+
+    @cache  # noqa: B019 - a family lives as long as its process
+    def _schedule(self, member: str, steps: int, image_seq_len: int | None) -> Schedule:
         return make_schedule(self.scheduler_config(member), steps, image_seq_len)
 
     def schedules(self, size: tuple[int, int]) -> dict[str, Callable[[int], Schedule]]:

@@ -58,10 +58,11 @@ class Strangers:
 
     async def another_version(self, rng: random.Random) -> str:
         """Registers as a node that speaks the next major version; the key is good."""
-        from nodes.messages import _HEAD, MAGIC, MAJOR, MINOR, Refused, Register, Registered, decode, encode
+        from nodes.messages import MAGIC, MAJOR, MINOR, Refused, Register, Registered, decode, encode
+        from nodes.messages.wire import HEAD
 
         said = Register(name=self.visitor.name, session=f"{rng.random()}", holdings=(), batch=1, queue=1)
-        frames = [_HEAD.pack(MAGIC, MAJOR + 1, MINOR), *encode(said)[1:]]
+        frames = [HEAD.pack(MAGIC, MAJOR + 1, MINOR), *encode(said)[1:]]
         with _Dealer(self.control, self.visitor, self.gateway) as dealer:
             try:
                 async with asyncio.timeout(WAIT_S):
