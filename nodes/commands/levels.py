@@ -81,14 +81,14 @@ def _table(shown: list[Level], found: list[Level], family: str, prompts: str) ->
         "node time",
         "of full",
         "latency",
-        "best in classes",
+        "worth it in",
     ):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for level in shown:
         worth = level.classes[prompts]
-        best = [name for name, each in level.classes.items() if each.front and name != "all"]
+        best = [name for name, each in level.classes.items() if each.front]
         table.add_row(
-            level.label + ("" if worth.front else "  (not worth it)"),
+            level.label,
             "" if level.needs is None else f">= {level.needs:.3f} alike",
             f"{worth.quality:.3f} [{worth.low:.3f}, {worth.high:.3f}]", str(worth.prompts),
             f"{1000 * level.cost_s:.0f} ms", f"{level.cost_s / full.cost_s:.2f}", f"{1000 * level.latency_s:.0f} ms",
@@ -99,6 +99,12 @@ def _table(shown: list[Level], found: list[Level], family: str, prompts: str) ->
 
 def _full(found: list[Level]) -> Level:
     return next(level for level in found if level.program.mode == "full-cloud" and not level.skipped)
+
+
+def _short(level: Level) -> str:
+    """For a picture: steps of the large and the small member, and after which K."""
+    steps = level.program.taken(level.skipped)
+    return f"{steps['large']} + {steps['small']}" + (f" from {level.skipped}" if level.skipped else "")
 
 
 def _draw(found: list[Level], family: str, prompts: str, path: Path) -> None:
@@ -122,14 +128,17 @@ def _draw(found: list[Level], family: str, prompts: str, path: Path) -> None:
             axes.plot(x, worth.quality, "o", color=colour, ms=6 if worth.front else 3, alpha=1 if worth.front else 0.4)
             if worth.front:
                 axes.annotate(
-                    level.label, (x, worth.quality), textcoords="offset points", xytext=(5, -9), fontsize=7
+                    _short(level), (x, worth.quality), textcoords="offset points", xytext=(3, -4), fontsize=7, rotation=-45,
+                    va="top", color=colour,
                 )  # fmt: skip
         line = sorted((e.cost_s / full.cost_s, e.classes[prompts].quality) for e in some if e.classes[prompts].front)
-        axes.plot(*zip(*line, strict=True) if line else ([], []), color=colour, lw=1, label=said)
+        if line:
+            axes.plot(*zip(*line, strict=True), color=colour, lw=1, label=said)
+    axes.margins(x=0.06)
     axes.set(
         xlabel="node time of full-cloud's",
         ylabel=f"quality relative to full-cloud, class {prompts}",
-        title=f"Levels of {family}",
+        title=f"Levels of {family}: steps of the large + the small member",
     )
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
