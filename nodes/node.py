@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,24 +26,21 @@ from nodes.messages import (
     Checkpoint,
     Drain,
     Failed,
-    Heartbeat,
     HeartbeatSeen,
     JudgeThis,
     Leaving,
     Message,
-    PeerStats,
     Preview,
     Progress,
     Refused,
-    Register,
     Registered,
     Release,
     Result,
     Taken,
 )
-from nodes.own_process import cpu_s, memory_bytes
+from nodes.own_process import memory_bytes
+from nodes.presence import Presence
 from nodes.tasks import Tasks, background
-from nodes.transport import CONNECTED, sent
 from relay.program import Program
 
 if TYPE_CHECKING:
@@ -72,20 +68,13 @@ class Node:
         self.name, self.config, self.deployment = name, config, deployment
         self.control, self.exchange = control, exchange
         exchange.on_kept = self._kept
-        self.session = secrets.token_hex(6)
         self.started = started or time.monotonic()
-        self.startup_s = 0.0
         self.held: dict[Key, _Held] = {}
-        self.registered = asyncio.Event()
-        self.heartbeat_s = 0.5
         self.draining: str | None = None
         self.stopped = asyncio.Event()
-        self.beats: dict[int, float] = {}
-        self.round_trip_s: float | None = None
         self.images: dict[str, tuple[Result, bytes]] = {}  # of this node's own user
         self.on_answer: Callable[[Message, list[Any]], None] | None = None  # what is the local user's
         self.on_end: Callable[[Key, str, Result | None, bytes], None] | None = None
-        self._sequence = 0
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self.compute = Compute(
@@ -95,6 +84,11 @@ class Node:
         )  # fmt: skip
         judging = deployment.judge or JudgeConfig()
         self.cache = keeper_of(name, config, deployment)
+        self.presence = Presence(
+            name, config, control, exchange, self.compute, self._running, lambda: len(self.held),
+            lambda: self.cache.status if self.cache is not None else {},
+        )  # fmt: skip
+        self._tell = self.presence.tell
         self.judge = DeviceJudge(config.judge, judging, self.compute, self._tell, self.exchange.show)
 
     def _emit(self, event: Event) -> None:
@@ -106,7 +100,7 @@ class Node:
         self.compute.start()
         await self.control.connect()
         exchange = self.exchange
-        loops = [self._hear(), self._beat(), self._tidy(), exchange.post(), exchange.post_elsewhere()]
+        loops = [self._hear(), self.presence.beat(), self._tidy(), exchange.post(), exchange.post_elsewhere()]
         if exchange.server is not None:
             loops.append(exchange.serve())
         tasks = [asyncio.ensure_future(loop) for loop in loops]
@@ -116,9 +110,9 @@ class Node:
                 await asyncio.sleep(0.02)
             if self.compute.failed is not None:
                 raise self.compute.failed
-            self.startup_s = time.monotonic() - self.started
-            log.info("ready after %.1f s, %.0f MB", self.startup_s, memory_bytes() / 1e6)
-            await self._register()
+            self.presence.startup_s = time.monotonic() - self.started
+            log.info("ready after %.1f s, %.0f MB", self.presence.startup_s, memory_bytes() / 1e6)
+            await self.presence.register()
             done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
                 task.result()  # a loop of ours that ended has failed: say so and end
@@ -131,80 +125,13 @@ class Node:
                 await self.cache.close()
             await self.exchange.close()
 
-    # --- presence ---
-
-    async def _register(self) -> None:
-        own = {key[:2] for key in self.held if not is_local(key[0])}
-        await self._tell(
-            Register(
-                name=self.name, session=self.session, holdings=self.compute.holdings, batch=self.config.batch,
-                queue=self.config.queue, data_address=self.config.data_address, pace=self.config.pace, version=_version(),
-                startup_s=self.startup_s, memory_bytes=memory_bytes(), running=tuple(own),
-                checkpoints=self.config.checkpoints if self.config.checkpoints is not None else self.config.role == "edge",
-                judge=self.config.judge, pad=self.exchange.pad,
-            )
-        )  # fmt: skip
-
-    async def _beat(self) -> None:
-        """Heartbeats from a loop of their own; when none was answered for a while, register again."""
-        while True:
-            await asyncio.sleep(self.heartbeat_s)
-            if not self.compute.ready.is_set():
-                continue
-            if self.compute.failed is not None:
-                raise self.compute.failed
-            if not self.registered.is_set():
-                await self._register()
-                continue
-            self._sequence += 1
-            self.beats[self._sequence] = time.monotonic()
-            if len(self.beats) > 6:
-                log.warning("the gateway has not answered for %d heartbeats: registering again", len(self.beats))
-                self.registered.clear()
-                self.beats.clear()
-                continue
-            queued = sum(1 for work in list(self.compute.works.values()) if work.stage != "denoising")
-            await self._tell(
-                Heartbeat(
-                    sequence=self._sequence, doing=self.compute.doing, running=len(self.held) - queued, queued=queued,
-                    steps_done=self.compute.steps_done, idle_s=time.monotonic() - self.compute.last_busy,
-                    last_error=self.compute.last_error, battery=self._battery(), memory_bytes=memory_bytes(),
-                    cpu_s=cpu_s(), batch_bound=self.compute.batch_bound,
-                    peers=self._peers(), cache=self.cache.status if self.cache is not None else {},
-                )
-            )  # fmt: skip
+    def _running(self) -> tuple[tuple[str, int], ...]:
+        return tuple({key[:2] for key in self.held if not is_local(key[0])})
 
     @property
     def reachable(self) -> bool:
         """Whether the gateway is there."""
-        return self.registered.is_set() and self.control.state.kind == CONNECTED
-
-    async def _tell(self, message: Message) -> bool:
-        """To the gateway; False while it cannot be reached: what matters is said again when it is back.
-
-        Silently: the transport says, and not each time, why it is not connected."""
-        return await sent(self.control.send(message, timeout_s=2 * self.heartbeat_s), logging.DEBUG)
-
-    def _peers(self) -> dict[str, PeerStats]:
-        """What real traffic to each peer took; to the gateway with the heartbeats' round trip."""
-        import msgspec
-
-        found = {
-            a: client.meter.stats() for a, client in self.exchange.clients.items() if a != self.exchange.gateway_address
-        }
-        own = self.exchange.gateway.meter.stats()
-        return found | {"gateway": msgspec.structs.replace(own, round_trip_s=self.round_trip_s)}
-
-    def _battery(self) -> float | None:
-        if self.config.battery is not None:
-            return self.config.battery
-        try:
-            import psutil
-
-            found = psutil.sensors_battery()
-        except (ImportError, AttributeError, OSError):
-            return None
-        return None if found is None else found.percent / 100
+        return self.presence.reachable
 
     # --- the gateway's words ---
 
@@ -212,15 +139,8 @@ class Node:
         while True:
             message, payloads = await self.control.receive()
             match message:
-                case Registered():
-                    self.heartbeat_s = message.heartbeat_s
-                    self.beats.clear()
-                    self.registered.set()
-                    log.info("registered with %s", message.gateway)
-                case HeartbeatSeen():
-                    if (beaten := self.beats.pop(message.sequence, None)) is not None:
-                        self.beats = {k: v for k, v in self.beats.items() if k > message.sequence}
-                        self.round_trip_s = time.monotonic() - beaten
+                case Registered() | HeartbeatSeen():
+                    self.presence.hear(message)
                 case Assign():
                     await self._assigned(message)
                 case Cancel():
@@ -441,9 +361,3 @@ class Node:
 def is_local(job: str) -> bool:
     """Whether this node's own user asked it alone (`nodes.local_user`); the gateway has never heard of it."""
     return job.startswith("local-")
-
-
-def _version() -> str:
-    from nodes.results import version
-
-    return version()
