@@ -23,6 +23,7 @@ import msgspec
 
 from relay.errors import BadRequest
 from relay.files import read_yaml
+from scheduler.load.settings import LoadSettings
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -70,6 +71,7 @@ class GatewayConfig(_Strict, frozen=True, kw_only=True):
     keep_mb: Positive = 2048.0  # of pictures
     tokens: str | None = None  # a file of bearer tokens, `TOKEN TENANT` a line
     prompts_in_logs: Literal["on", "hash", "off"] = "hash"
+    load: LoadSettings | None = None  # levels under pressure, and who is let in; see docs/load.md
     advertise_data: str | None = None  # the data address as nodes dial it, where `data` binds to a wildcard
 
     @property

@@ -79,8 +79,17 @@ class Decider:
         if reads is not None:
             reads(prompt)
 
-    def decide(self, job: Job, context: Context, actions: Sequence[Action], resumed: bool = False) -> Decision:
-        """One of the actions, marked where the policy had no say, and logged. `resumed`: its program was decided before."""
+    def reading(self, prompt: str) -> Any:
+        """What the router said of a prompt that it has read; None without one."""
+        reading = getattr(self.policy, "reading", None)
+        return reading(prompt) if reading is not None else None
+
+    def decide(
+        self, job: Job, context: Context, actions: Sequence[Action], resumed: bool = False,
+        load: Mapping[str, Any] | None = None,
+    ) -> Decision:  # fmt: skip
+        """One of the actions, marked where the policy had no say, and logged. `resumed`: its program was decided before.
+        `load`: which levels were allowed at which prices, where anything was held back."""
         mark = "pinned" if job.request.pins else "degraded" if job.degraded else "resumed" if resumed else ""
         decision: Decision | None = None
         if self.policy is not None and not mark:
@@ -97,6 +106,8 @@ class Decider:
             context = msgspec.structs.replace(context, notes=said)
         if mark:
             decision = msgspec.structs.replace(decision, notes={**decision.notes, "mark": mark})
+        if load is not None:
+            decision = msgspec.structs.replace(decision, notes={**decision.notes, "load": dict(load)})
         self.counters[mark or "chosen"] += 1
         self.decisions.write(
             context, actions, decision, marks=(mark,) if mark else (), router=self._router_version,
@@ -235,7 +246,7 @@ def told_of(decision: Decision) -> dict[str, Any]:
         "mode": decision.action.program.mode, "probability": round(decision.probability, 5),
         "among": decision.actions, "mark": decision.notes.get("mark"),
         "reason": router.get("reason") or router.get("error"), "expected_quality": router.get("quality"),
-        "explored": router.get("explored"), "promise": router.get("promise"),
+        "explored": router.get("explored"), "promise": router.get("promise"), "load": decision.notes.get("load"),
     }  # fmt: skip
 
 

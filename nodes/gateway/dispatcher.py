@@ -27,6 +27,7 @@ from nodes.deployment import CacheConfig, GatewayConfig
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
+from nodes.gateway.load import LoadControl
 from nodes.gateway.placer import Placer, Send
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
@@ -60,6 +61,7 @@ class Dispatcher:
         self.on_end: list[Callable[[Job], None]] = []  # told of each end; must return at once
         self.verdicts = Verdicts(ledger)
         self.counters: Counter[str] = Counter()
+        self.load: LoadControl | None = None
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
         self.settling = Settling(ledger, self.store)
@@ -98,7 +100,7 @@ class Dispatcher:
         if request.cache and self.cache.scope == "off":
             raise BadRequest("cache: this deployment keeps no latents to start from; leave it out")
         planned = await self.planner.plan(request)
-        await self.planner.read(request, self.decider.prepare)
+        await self.planner.read(request, self._prepare)
         if len(self.jobs) + request.images > self.config.queue:
             raise Refusal("too many jobs are open", 429, self._retry_after())
         request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
@@ -108,6 +110,7 @@ class Dispatcher:
         body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
         now = time.monotonic()
         deadline = now + (request.deadline_ms / 1000 if request.deadline_ms else self.config.deadline_s)
+        work = self.load.admit(request, planned.programs, tenant) if self.load is not None else 0.0
 
         def enter() -> None:
             for number, (job_id, seed) in enumerate(jobs):
@@ -115,6 +118,8 @@ class Dispatcher:
                     job_id, rid, number, tenant, seed, request, now, deadline, list(planned.programs), 0, moved=now
                 )
                 self.timeline.note(job_id, "gateway", "accepted")
+                if self.load is not None:
+                    self.load.taken(job_id, tenant, work)
             self.wake.set()
 
         # Acknowledged when it is on disk, so the next process takes it up whatever ends this one. Work on it begins while
@@ -137,9 +142,22 @@ class Dispatcher:
         self.counters["accepted"] += len(jobs)
         return rid, ids
 
+    def control(self, load: LoadControl) -> None:
+        """From now on it says who is let in and what may serve them."""
+        self.load = self.placer.load = load
+        self.on_end.append(load.ended)
+
+    def _prepare(self, prompt: str) -> None:
+        """Read a prompt, in the planner's thread."""
+        self.decider.prepare(prompt)
+        if self.load is not None:
+            self.load.read(prompt, self.decider.reading(prompt))
+
     def _withdraw(self, job_id: str) -> None:
         """It was never accepted: nobody waits for it."""
         if (job := self.jobs.pop(job_id, None)) is not None:
+            if self.load is not None:
+                self.load.ended(job)
             self._dismiss(job)
             self.checkpoints.drop(job_id)
 

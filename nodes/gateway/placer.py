@@ -17,6 +17,7 @@ from nodes.depot import CHECKPOINT
 from nodes.gateway.assignments import assignments
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
+from nodes.gateway.load import Leave, LoadControl
 from nodes.gateway.placement import actions_for, stretches, work_s
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
@@ -39,6 +40,7 @@ class Placer:
         self.timeline, self.send = timeline, send
         self.gateway = Source(kind="fetch", node="gateway", address=config.data_address, checkpoint=True)
         self._attempts = boot * BOOT
+        self.load: LoadControl | None = None
 
     def next_attempt(self) -> int:
         self._attempts += 1
@@ -49,9 +51,13 @@ class Placer:
         point = job.best_point(self.registry.alive_names) if job.program else None
         programs = [job.program] if job.program and (point or job.request.fixes) else job.programs
         first = point.leg if point else 0
-        actions = actions_for(job, programs, self.registry.ready(), first)
+        leave = Leave(programs) if self.load is None or point else self.load.allowed(job, programs)
+        actions = actions_for(job, leave.programs, self.registry.ready(), first)
+        if not actions and leave.told:  # what is left cannot be placed, a device that is gone, say: all of it may
+            leave = Leave(programs)
+            actions = actions_for(job, programs, self.registry.ready(), first)
         if actions:
-            return await self._act(job, actions, point, first)
+            return await self._act(job, actions, point, first, leave)
         if job.request.may_degrade and time.monotonic() - job.moved > self.config.degrade_after_s:
             return await self._degrade(job, point)
         return None
@@ -76,17 +82,19 @@ class Placer:
                 return await self._act(job, [action for action, at in found if at == first], kept, first)
         return None
 
-    async def _act(self, job: Job, actions: list[Action], point: Point | None, first: int) -> str | None:
+    async def _act(
+        self, job: Job, actions: list[Action], point: Point | None, first: int, leave: Leave | None = None
+    ) -> str | None:
         """Decide among actions that begin with leg `first`, log it, tell every node."""
         left_over = [_left(action, first) for action in actions]
         latents, images = self.planner.sizes(job.size)
         context = Context(
             job=job.id, prompt=job.request.prompt, nodes=self.registry.states(), preference=job.request.preference,
             deadline_s=job.left_s, attempt=job.tries + 1, latent_bytes=self._charged("latent", latents),
-            image_bytes=self._charged("image", images),
+            image_bytes=self._charged("image", images), notes=leave.notes if leave else {},
         )  # fmt: skip
         decided = job.program is not None and (point is not None or job.request.fixes)
-        chosen = self.decider.decide(job, context, left_over, resumed=decided)
+        chosen = self.decider.decide(job, context, left_over, resumed=decided, load=leave.told if leave else None)
         action = actions[left_over.index(chosen.action)]
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first), point)

@@ -55,6 +55,17 @@ class Planner:
         latents = {f.name: 2 * f.channels * (width // f.factor) * (height // f.factor) for f in families}
         return latents, {f.name: round(IMAGE_BYTES_PER_PIXEL["png"] * width * height) for f in families}
 
+    def default_sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """`sizes` of pictures as each family draws them where nothing is said."""
+        from relay.request import image_size
+
+        latents: dict[str, int] = {}
+        images: dict[str, int] = {}
+        for name in self.families:
+            latent, image = self.sizes(image_size(self._family(name), None, None))
+            latents[name], images[name] = latent[name], image[name]
+        return latents, images
+
     async def read(self, request: ImageRequest, reads: Callable[[str], None]) -> None:
         """Let a policy read a prompt, in this thread, where there is something to choose."""
         if not request.pins:

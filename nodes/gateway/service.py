@@ -19,6 +19,7 @@ from nodes.gateway.jobs import Job
 from nodes.gateway.judging import Judging
 from nodes.gateway.learning import load_decider
 from nodes.gateway.ledger import Ledger
+from nodes.gateway.load import LoadControl
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.retention import tidy
@@ -98,6 +99,10 @@ class Gateway:
         offered = await dispatcher.planner.start()
         await asyncio.to_thread(load_decider, self.decider, self.config, dispatcher.planner.families)
         log.info("on offer: %s", "; ".join(map(str, offered)))
+        if self.config.load is not None:
+            load = LoadControl(self.config.load, self.registry)
+            await asyncio.to_thread(load.start, offered, dispatcher.planner.default_sizes())
+            dispatcher.control(load)
         if restored := await dispatcher.restore():
             log.info("%d jobs of an earlier process are taken up again", restored)
         loops = [
@@ -108,12 +113,18 @@ class Gateway:
             dispatcher.settling.run(),
             self._tidy(),
         ]
+        if dispatcher.load is not None:
+            loops.append(dispatcher.load.run())
         if self.config.http is not None:
             from nodes.gateway.http import make_app, serve
             from nodes.gateway.judge_metrics import JudgeMetrics
 
             app = make_app(dispatcher, self.config, self.status)
             app.state.api.metrics.registry.register(JudgeMetrics(self.judging, dispatcher.verdicts))
+            if dispatcher.load is not None:
+                from nodes.gateway.load_metrics import LoadMetrics
+
+                app.state.api.metrics.registry.register(LoadMetrics(dispatcher.load))
             loops.append(serve(app, self.config.http))
         tasks = [asyncio.ensure_future(loop) for loop in loops]
         self.startup_s = time.monotonic() - self.started
@@ -357,6 +368,7 @@ class Gateway:
             "stages": _counted(str(job.stage) for job in dispatcher.jobs.values()), "counters": dict(dispatcher.counters),
             "checkpoints": {"jobs": len(dispatcher.checkpoints), "bytes": dispatcher.checkpoints.bytes,
                             "to": self.config.checkpoints_to},
+            "load": dispatcher.load.told() if dispatcher.load is not None else None,
             "judge": self.judging.told(), "nodes": self.registry.told(),
         }  # fmt: skip
 

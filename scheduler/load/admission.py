@@ -83,10 +83,9 @@ class Admission:
     def ended(self, job: str) -> None:
         """However it ended."""
         tenant, work_s = self._jobs.pop(job, ("", 0.0))
-        if tenant:
-            self._work[tenant] -= work_s
-            if self._work[tenant] <= 1e-9:
-                del self._work[tenant]
+        left = self._work.pop(tenant, 0.0) - work_s
+        if left > 1e-9:  # what is less is rounding
+            self._work[tenant] = left
 
     def _remember(self, tenant: str, now: float) -> None:
         self._asked.pop(tenant, None)

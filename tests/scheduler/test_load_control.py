@@ -186,6 +186,11 @@ def test_who_asks_alone_may_have_everything_and_a_late_one_is_told_when():
     for i in range(100):
         asked.ended(f"j{i}")
     assert asked.outstanding_s == 0
+    for job, work in (("none", 0.0), ("some", 0.3), ("more", 0.6)):
+        asked.taken(job, "a", work)
+    for job in ("some", "more", "none", "never taken"):
+        asked.ended(job)
+    assert asked.outstanding_s == 0
 
 
 def flood(asked, rates, seconds=60.0, speed=2.0, room=4.0, seed=0):

@@ -1,0 +1,226 @@
+"""The gateway under load: the control loop, who is let in, and what each job may be served with.
+
+    read      a prompt's predicted quality at each level, in the planner's thread
+    admit     503 where no level keeps the deadline, 429 where its tenant has more than its share; with when to come back
+    control   every period: nodes as they are -> plan -> prices and shares (solved in a thread: the loop must not wait)
+    allowed   the programs that a job may be served with now, and what the decision's context is told
+
+`scheduler.load.controller` decides; here are only the gateway's clock, its nodes and its jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nodes.gateway.registry import Registry, state_of
+from nodes.requests import ImageRequest, Refusal
+from relay.errors import BadRequest, RelayError
+from relay.program import Program
+from scheduler.features import PRICE
+from scheduler.load.admission import Admission
+from scheduler.load.controller import Controller
+from scheduler.load.expected import Station, Work, ends_s, room_s, work_s
+from scheduler.load.prediction import Levels, read_levels, shipped
+from scheduler.load.settings import LoadSettings
+
+if TYPE_CHECKING:
+    from nodes.gateway.jobs import Job
+    from scheduler.router.router import Prediction
+
+log = logging.getLogger("relay.gateway")
+STATUS = {"late": 503, "share": 429}
+MODES = {"full-cloud": "share_full_cloud", "relay": "share_relay"}  # the router's budgets, in a context's notes
+_KEPT = 4096  # prompts that were read
+
+
+@dataclass(frozen=True)
+class Leave:
+    """What a job may be served with. `notes` go into the decision's context, `told` into its log; both empty where nothing
+    is held back."""
+
+    programs: list[Program]
+    notes: dict[str, float] = field(default_factory=dict)
+    told: dict[str, Any] | None = None
+
+
+class LoadControl:
+    """`settings` as in `load:`; `start` before anything else. BadRequest where a program on offer has no measured quality."""
+
+    def __init__(self, settings: LoadSettings, registry: Registry, seed: int | None = None):
+        self.settings, self.registry, self.rng = settings, registry, np.random.default_rng(seed)
+        self.admission = Admission(settings)
+        self.counters: Counter[str] = Counter()
+        self.controller: Controller | None = None
+        self.works: list[Work] = []
+        self._levels: list[tuple[Levels, list[int]]] = []  # a family's, and which of them are on offer
+        self._index: dict[str, int] = {}  # a program's text -> its level
+        self._read: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._last_s = 0.0  # CPU time of the last period
+
+    def start(self, offered: Sequence[Program], sizes: tuple[dict[str, int], dict[str, int]]) -> None:
+        """Levels are the programs on offer. `sizes`: bytes of a latent and of a picture, by family."""
+        samples = []
+        for family in dict.fromkeys(program.family for program in offered):
+            where = Path(self.settings.levels) if self.settings.levels else shipped(family)
+            found = read_levels(where, family)
+            texts = [level.program for level in found.levels]
+            mine = [program for program in dict.fromkeys(offered) if program.family == family]
+            for program in mine:
+                if str(program) not in texts:
+                    raise BadRequest(f"load: {program} is on offer and has no measured quality in {where}")
+            picked = [texts.index(str(program)) for program in mine]
+            for program in mine:
+                self._index[str(program)] = len(self.works)
+                self.works.append(Work(program, 0, sizes[0][family], sizes[1][family]))
+            self._levels.append((found, picked))
+            samples.append(np.array(found.sample)[:, picked])
+        count = min(map(len, samples))  # of the same validation prompts, in the same order
+        sample = np.concatenate([each[:count] for each in samples], axis=1)
+        self.controller = Controller(self.settings, self.works, sample, self.rng)
+
+    # --- a request comes ---
+
+    def read(self, prompt: str, said: Prediction | None = None) -> None:
+        """Predict a prompt's quality at each level; any thread. `said`: what a router said of it."""
+        if prompt not in self._read:
+            parts = []
+            for levels, picked in self._levels:
+                fits = said is not None and said.families == (levels.family,)
+                parts.append(levels.predict([prompt], said if fits else None)[0, picked])
+            self._read[prompt] = np.concatenate(parts)
+            while len(self._read) > _KEPT:
+                self._read.popitem(last=False)
+
+    def admit(self, request: ImageRequest, programs: Sequence[Program], tenant: str) -> float:
+        """Seconds of work of each picture, where they are let in; Refusal where not. What says no deadline has the SLO's."""
+        assert self.controller is not None
+        left_s = request.deadline_ms / 1000 if request.deadline_ms else self.settings.deadline_s
+        stations, now = self.stations(), time.monotonic()
+        works = self._works(programs)
+        soonest = min(ends_s(work, stations)[0] for work in works) if stations else float("inf")
+        least = min((work_s(work, stations) for work in works), default=0.0)
+        self.controller.arrived(self._predicted(request.prompt), request.images)
+        verdict = self.admission.admit(tenant, least * request.images, soonest, left_s, room_s(stations, left_s), now)
+        self.counters[verdict.kind] += 1
+        if not verdict.admitted:
+            raise Refusal(verdict.reason, STATUS[verdict.kind], verdict.retry_after_s)
+        return least
+
+    def taken(self, job: str, tenant: str, seconds: float) -> None:
+        self.admission.taken(job, tenant, seconds)
+
+    def ended(self, job: Job) -> None:
+        """However it ended."""
+        self.admission.ended(job.id)
+
+    # --- a job is placed ---
+
+    def allowed(self, job: Job, programs: list[Program]) -> Leave:
+        """What is left of `programs`. One program is the request's own choice, or what it began with."""
+        assert self.controller is not None
+        indices = [self._index.get(str(program)) for program in programs]
+        if len(programs) < 2 or None in indices:
+            return Leave(programs)
+        stations = self.stations(without=job.id)
+        own = job.left_s if job.request.deadline_ms else self.settings.deadline_s - (time.monotonic() - job.accepted)
+        found = self.controller.allow(self._predicted(job.request.prompt), own, stations)
+        if not found.pressed:
+            return Leave(programs)
+        mine = [i for i in indices if i is not None]
+        left = [i for i in found.levels if i in mine]
+        if not left:  # accepted, and now none is expected in time, or those of another family: the soonest may yet be
+            left = [min(mine, key=lambda i: found.ends_s[i])]
+        self.counters["pressed"] += 1
+        prices = {name: round(price, 6) for name, price in self.controller.prices.items() if price > 0}
+        notes = {"pressed": 1.0, **{f"{PRICE}{name}": price for name, price in prices.items()}, **self._shares()}
+        told = {
+            "allowed": [str(self.works[i].program) for i in left], "prices": prices,
+            "level": None if found.level is None else str(self.works[found.level].program),
+            "wanted": None if found.wanted is None else str(self.works[found.wanted].program),
+        }  # fmt: skip
+        return Leave([program for program, i in zip(programs, mine, strict=True) if i in left], notes, told)
+
+    def _shares(self) -> dict[str, float]:
+        """The plan's share of each mode, for the router's budget: rounded up, so that few budgets are worked out."""
+        assert self.controller is not None
+        shares = self.controller.shares()
+        if not shares.sum():
+            return {}
+        found = {}
+        for mode, name in MODES.items():
+            share = sum(s for s, work in zip(shares, self.works, strict=True) if work.program.mode == mode)
+            found[name] = min(1.0, float(np.ceil(20 * share - 1e-9)) / 20)
+        return found
+
+    # --- the loop ---
+
+    async def run(self) -> None:
+        """Control, every period."""
+        assert self.controller is not None
+        while True:
+            await asyncio.sleep(self.settings.period_s)
+            try:
+                started = time.thread_time()
+                asking = self.controller.begin(self.stations())
+                found = self.controller.known(asking)
+                if found is None:
+                    found = await asyncio.to_thread(self.controller.solved_for, asking)
+                before = self.controller.why_not
+                self.controller.finish(asking, found)
+                self._last_s = time.thread_time() - started
+                if (why := self.controller.why_not) and why != before:
+                    log.warning("load: no plan: %s", why)
+            except RelayError as error:
+                log.error("load: %s", error)
+            except Exception:  # one bad period must not end control
+                log.exception("load")
+                self.counters["errors"] += 1
+
+    def stations(self, without: str = "") -> list[Station]:
+        """The nodes that take work now. `without`: a job that is being placed again."""
+        found = []
+        for node in self.registry.ready():
+            station = Station.of(state_of(node), len(node.jobs))
+            if without in node.jobs:
+                station.held -= 1
+                station.backlog_s -= node.jobs[without]
+            found.append(station)
+        return found
+
+    def _predicted(self, prompt: str) -> np.ndarray:
+        self.read(prompt)
+        return self._read[prompt]
+
+    def _works(self, programs: Sequence[Program]) -> list[Work]:
+        """Levels of these programs; one that a request made up has no measured quality, and its work is known all the same."""
+        found = []
+        for program in programs:
+            index = self._index.get(str(program))
+            found.append(Work(program) if index is None else self.works[index])
+        return found
+
+    def told(self) -> dict[str, Any]:
+        """For the status."""
+        control = self.controller
+        assert control is not None
+        plan = control.plan
+        return {
+            "deadline_s": self.settings.deadline_s, "pressed": control.pressed, "demand_per_s": round(control.demand, 3),
+            "shed_per_s": round(float(plan.shed.sum()), 4) if plan is not None else None,
+            "shares": {
+                str(work.program): round(float(share), 4)
+                for work, share in zip(self.works, control.shares(), strict=True) if share > 0
+            },
+            "prices": {name: round(price, 5) for name, price in control.prices.items()},
+            "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
+            "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
+        }  # fmt: skip
