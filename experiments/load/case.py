@@ -95,6 +95,7 @@ class Case:
             raise BadRequest(f"search.traces: no trace {', '.join(sorted(lacking))} is described")
         self._worlds: dict[str, World] = {}
         self._works: dict[str, tuple[Work, ...]] = {}
+        self._plans: dict[str, dict[str, Any]] = {}
         self._capacity: dict[str, tuple[float, float]] = {}
 
     @cached_property
@@ -164,8 +165,9 @@ class Case:
     def known(self, fleet: str, deadline_s: float) -> Known:
         validation = self.measured(VALIDATION)
         return Known(
-            self.works_of(fleet), validation.quality.mean(0), validation.predicted, validation.quality, deadline_s
-        )
+            self.works_of(fleet), validation.quality.mean(0), validation.predicted, validation.quality, deadline_s,
+            self._plans.setdefault(f"{fleet} {deadline_s}", {}),
+        )  # fmt: skip
 
     def works_of(self, fleet: str) -> tuple[Work, ...]:
         """The levels, with the bytes that this fleet's links are charged."""

@@ -8,7 +8,7 @@ quality before it is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import msgspec
@@ -38,6 +38,7 @@ class Known:
     sample: Floats
     judged: Floats
     deadline_s: float
+    plans: dict[str, Any] = field(default_factory=dict)  # solved in earlier runs of the same case, by settings
 
     @property
     def safest_first(self) -> list[int]:
@@ -88,7 +89,8 @@ class Ours(Plain):
             own = msgspec.convert({"deadline_s": known.deadline_s, **settings}, LoadSettings)
         except msgspec.ValidationError as error:
             raise BadRequest(f"system {self.name}: {error}") from None
-        self.controller = Controller(own, known.works, self._sample(), rng)
+        plans = known.plans.setdefault(f"{self.name} {own}", {})
+        self.controller = Controller(own, known.works, self._sample(), rng, plans)
 
     def _sample(self) -> Floats:
         return self.known.sample

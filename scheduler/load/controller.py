@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # at which plans are tried; the engine takes any between
 FINE = 1.05  # demands within this factor share a plan
-MIXED = 16  # parts of the mix of classes that plans tell apart
 MOST_PLANS = 4096  # that are remembered
 RECENT = 400  # prompts that say what is asked at present
 
@@ -68,9 +67,13 @@ Found = tuple[Plan, int] | str  # a plan and its batch, or why there is none
 class Controller:
     """`works`: the levels, `sample` (N, L): predicted quality of each level for prompts as they are expected, which says
     what is asked before enough has come. Levels are taken in the order of their mean quality, the safest first; the
-    indices that callers give and get are those of `works`."""
+    indices that callers give and get are those of `works`. `plans`: those that another controller of the same settings,
+    levels and sample has solved; a simulation's runs share them."""
 
-    def __init__(self, settings: LoadSettings, works: Sequence[Work], sample: ArrayLike, rng: np.random.Generator):
+    def __init__(
+        self, settings: LoadSettings, works: Sequence[Work], sample: ArrayLike, rng: np.random.Generator,
+        plans: dict[tuple[object, ...], Found] | None = None,
+    ):  # fmt: skip
         known = np.asarray(sample, float)
         if not works or known.ndim != 2 or known.shape[1] != len(works) or not len(known):
             raise BadRequest(f"{len(works)} levels need predicted qualities of some prompts at each of them")
@@ -88,8 +91,7 @@ class Controller:
         )
         self._recent: deque[NDArray[np.float64]] = deque(known[-RECENT:], maxlen=RECENT)
         self._came = 0
-        self._plans: dict[tuple[object, ...], Found] = {}
-        self._fleet: tuple[object, ...] = ()
+        self._plans: dict[tuple[object, ...], Found] = {} if plans is None else plans
         self.plan: Plan | None = None
         self.batch = 1  # the plan's
         self.cost: NDArray[np.float64] = np.zeros(len(works))  # quality that a level's work is worth elsewhere
@@ -163,13 +165,11 @@ class Controller:
         self._came = 0
         asked = np.stack(tuple(self._recent))
         of = np.searchsorted(self._bounds, _bears(asked), side="right")
-        parts = np.round(MIXED * np.bincount(of, minlength=self.classes) / len(asked)).astype(int)
+        # in whole classes: as they were made, one each; finer and the chance of the draw would ask for plans of its own
+        parts = np.round(self.classes * np.bincount(of, minlength=self.classes) / len(asked)).astype(int)
         demand = self.demand
         bucket = math.ceil(math.log(demand) / math.log(FINE)) if demand > 0 else None
         fleet = tuple(map(_kind, stations))
-        if fleet != self._fleet:
-            self._fleet = fleet
-            self._plans.clear()
         per_s = parts / max(parts.sum(), 1) * (FINE**bucket if bucket is not None else 0.0)
         return Asking(tuple(stations), asked, per_s, (fleet, bucket, *parts.tolist()))
 
