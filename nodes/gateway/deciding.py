@@ -124,8 +124,13 @@ class Decider:
         return getattr(self.policy, "bandit", self.policy)
 
     @property
+    def router_versions(self) -> dict[str, str]:
+        """Family -> version of the router that reads prompts; empty without one."""
+        return getattr(getattr(self.policy, "router", None), "versions", None) or {}
+
+    @property
     def _router_version(self) -> str | None:
-        versions = getattr(getattr(self.policy, "router", None), "versions", None)
+        versions = self.router_versions
         return ",".join(f"{family}:{version}" for family, version in versions.items()) if versions else None
 
     # --- what came of it ---

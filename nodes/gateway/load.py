@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,14 +61,19 @@ class LoadControl:
         self.counters: Counter[str] = Counter()
         self.controller: Controller | None = None
         self.works: list[Work] = []
-        self._levels: list[tuple[Levels, list[int]]] = []  # a family's, and which of them are on offer
+        # a family's, which of them are on offer, and whether the router here is the one they were fitted with
+        self._levels: list[tuple[Levels, list[int], bool]] = []
         self._index: dict[str, int] = {}  # a program's text -> its level
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._last_s = 0.0  # CPU time of the last period
 
-    def start(self, offered: Sequence[Program], sizes: tuple[dict[str, int], dict[str, int]]) -> None:
-        """Levels are the programs on offer. `sizes`: bytes of a latent and of a picture, by family."""
-        samples = []
+    def start(
+        self, offered: Sequence[Program], sizes: tuple[dict[str, int], dict[str, int]],
+        routers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Levels are the programs on offer. `sizes`: bytes of a latent and of a picture, by family. `routers`: family ->
+        version of the router that reads prompts here; another than the levels were fitted with is done without."""
+        samples, routers = [], routers or {}
         for family in dict.fromkeys(program.family for program in offered):
             where = Path(self.settings.levels) if self.settings.levels else shipped(family)
             found = read_levels(where, family)
@@ -81,7 +86,8 @@ class LoadControl:
             for program in mine:
                 self._index[str(program)] = len(self.works)
                 self.works.append(Work(program, 0, sizes[0][family], sizes[1][family]))
-            self._levels.append((found, picked))
+            fits = found.router_version is not None and found.router_version == routers.get(family)
+            self._levels.append((found, picked, fits))
             samples.append(np.array(found.sample)[:, picked])
         count = min(map(len, samples))  # of the same validation prompts, in the same order
         sample = np.concatenate([each[:count] for each in samples], axis=1)
@@ -93,9 +99,9 @@ class LoadControl:
         """Predict a prompt's quality at each level; any thread. `said`: what a router said of it."""
         if prompt not in self._read:
             parts = []
-            for levels, picked in self._levels:
-                fits = said is not None and said.families == (levels.family,)
-                parts.append(levels.predict([prompt], said if fits else None)[0, picked])
+            for levels, picked, fits in self._levels:
+                own = said if fits and said is not None and said.families == (levels.family,) else None
+                parts.append(levels.predict([prompt], own)[0, picked])
             self._read[prompt] = np.concatenate(parts)
             while len(self._read) > _KEPT:
                 self._read.popitem(last=False)
@@ -222,5 +228,6 @@ class LoadControl:
             },
             "prices": {name: round(price, 5) for name, price in control.prices.items()},
             "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
+            "reads": "prompt and router" if all(fits for *_, fits in self._levels) else "prompt",
             "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
         }  # fmt: skip

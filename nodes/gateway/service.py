@@ -101,7 +101,8 @@ class Gateway:
         log.info("on offer: %s", "; ".join(map(str, offered)))
         if self.config.load is not None:
             load = LoadControl(self.config.load, self.registry)
-            await asyncio.to_thread(load.start, offered, dispatcher.planner.default_sizes())
+            sizes = dispatcher.planner.default_sizes()
+            await asyncio.to_thread(load.start, offered, sizes, self.decider.router_versions)
             dispatcher.control(load)
         if restored := await dispatcher.restore():
             log.info("%d jobs of an earlier process are taken up again", restored)
