@@ -44,6 +44,7 @@ class Outcome:
     let_in: list[str] = field(default_factory=list)  # strangers
     crashed: list[str] = field(default_factory=list)  # processes that ended with an error of their own
     aborted: list[str] = field(default_factory=list)  # and those that a signal ended which nobody here had sent
+    last_words: list[str] = field(default_factory=list)  # of those that crashed
     others_open: int = 0  # jobs of strangers that have not ended
     redrawn: int = 0
     degraded: int = 0
@@ -84,8 +85,15 @@ def deaths(log: str, outcome: Outcome) -> None:
     for name, how in re.findall(r"^up +\| (\S+) died, (.+?); it is", log, re.MULTILINE):
         if how.startswith("with"):
             outcome.crashed.append(f"{name} {how}")
+            outcome.last_words.append(_last_words(log, name, how))
         elif how != "killed by SIGKILL":
             outcome.aborted.append(f"{name} {how}")
+
+
+def _last_words(log: str, name: str, how: str, lines: int = 40) -> str:
+    """What a process said before it died."""
+    before = log[: log.index(f"{name} died, {how}")].splitlines()
+    return "\n".join([line for line in before if line.partition("|")[0].strip() == name][-lines:])
 
 
 def timed(outcome: Outcome, asked: list[Asked], ground: Any) -> None:
