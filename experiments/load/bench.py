@@ -89,8 +89,8 @@ def main() -> tuple[str, dict[str, Any]]:
     lines += [
         "",
         f"Control with 8 nodes, 8 levels, 8 classes, Poisson arrivals at 30/s: of the first {PERIODS} periods the median takes"
-        f" {1000 * first:.2f} ms and the longest {1000 * most:.0f} ms ({solved} problems solved); the next {PERIODS} take"
-        f" {1000 * mean:.2f} ms on average ({control.solved - solved} solved), {mean:.2%} of a core at a period of a second."
+        f" {1000 * first:.2f} ms and the longest {1000 * most:.0f} ms ({solved} plans made); the next {PERIODS} take"
+        f" {1000 * mean:.2f} ms on average ({control.solved - solved} made), {mean:.2%} of a core at a period of a second."
         f" A request's allowed levels take {1e6 * allow:.0f} us.",
     ]
     return "\n".join(lines) + "\n", data

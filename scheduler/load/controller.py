@@ -25,15 +25,15 @@ import numpy as np
 
 from relay.errors import BadRequest
 from scheduler.load.estimator import LoadEstimator
-from scheduler.load.expected import Holding, Station, Work, ends_s, level_load, pools
+from scheduler.load.expected import Holding, Station, Work, ends_s, level_load
+from scheduler.load.planning import best_plan, kind
 from scheduler.load.settings import LoadSettings
 from scheduler.load.shift import shift
-from scheduler.load.solver import SHED, Plan, Problem, solve
+from scheduler.load.solver import Plan
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-BATCHES = (1, 2, 4, 8, 16, 32)  # at which plans are tried; the engine takes any between
 FINE = 1.05  # demands within this factor share a plan
 MOST_PLANS = 4096  # that are remembered
 RECENT = 400  # prompts that say what is asked at present
@@ -99,7 +99,7 @@ class Controller:
         self._work_s = np.zeros(len(works))
         self._worked: object = None  # the nodes that it was worked out for
         self.why_not = ""  # why there is no plan
-        self.solved = 0  # plans solved, not remembered
+        self.solved = 0  # plans made, not remembered
 
     # --- each request ---
 
@@ -169,7 +169,7 @@ class Controller:
         parts = np.round(self.classes * np.bincount(of, minlength=self.classes) / len(asked)).astype(int)
         demand = self.demand
         bucket = math.ceil(math.log(demand) / math.log(FINE)) if demand > 0 else None
-        fleet = tuple(map(_kind, stations))
+        fleet = tuple(map(kind, stations))
         per_s = parts / max(parts.sum(), 1) * (FINE**bucket if bucket is not None else 0.0)
         return Asking(tuple(stations), asked, per_s, (fleet, bucket, *parts.tolist()))
 
@@ -193,28 +193,12 @@ class Controller:
         self.moves = self._shifted(asking.asked)
 
     def solved_for(self, asking: Asking) -> Found:
-        """The best plan over the batches that may be planned at: a larger one makes more of a node and each picture later.
-        Takes up to some tenths of a second, and may run in another thread. Why there is none where there is none."""
-        stations, demand = asking.stations, asking.per_s
-        best: tuple[float, Plan, int] | None = None
-        said = "there is no node"
-        largest = max((each.batch for each in stations), default=0)
-        for batch in [b for b in BATCHES if b <= largest]:
-            loads = tuple(level_load(w, stations, batch) for w in self.works)
-            problem = Problem(
-                pools(stations, batch), loads, self.quality, demand, self.settings.deadline_s, self.settings.quantile,
-                self.settings.variation,
-            )  # fmt: skip
-            try:
-                plan = solve(problem)
-            except BadRequest as error:
-                said = str(error) if best is None and batch == BATCHES[0] else said
-                continue
-            self.solved += 1
-            worth = float((plan.served * self.quality).sum() - SHED * plan.shed.sum())
-            if best is None or worth > best[0] + 1e-9:
-                best = worth, plan, batch
-        return said if best is None else (best[1], best[2])
+        """The best plan, or why there is none. Takes up to some tenths of a second, and may run in another thread."""
+        self.solved += 1
+        try:
+            return best_plan(asking.stations, self.works, self.quality, asking.per_s, self.settings)
+        except BadRequest as error:
+            return str(error)
 
     def _costs(self, stations: Sequence[Station]) -> NDArray[np.float64]:
         """(L,): each leg's work at the prices of the node that does it cheapest; what nobody can do costs all."""
@@ -231,7 +215,7 @@ class Controller:
         """(L,): seconds of nodes' time, mean over the nodes that could do each leg."""
         found = np.zeros(len(self.works))
         for i, work in enumerate(self.works):
-            for leg in level_load(work, stations, BATCHES[-1]).legs:
+            for leg in level_load(work, stations, max((each.batch for each in stations), default=1)).legs:
                 found[i] += float(np.mean(list(leg.busy_s.values()))) if leg.busy_s else 0.0
         return found
 
@@ -251,10 +235,3 @@ class Controller:
 def _bears(quality: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much a prompt loses by less work, on average over the levels (N,): what classes are made of."""
     return np.asarray(quality.max(1) - quality.mean(1))
-
-
-def _kind(station: Station) -> tuple[object, ...]:
-    """What of a node a plan depends on; links by their order of magnitude, since they are measured anew all the time."""
-    curves = tuple((f, m, tuple(sorted(c.items()))) for f, ms in station.curves.items() for m, c in ms.items())
-    link = round(2 * math.log(station.bytes_per_s)), round(20 * station.round_trip_s)
-    return station.name, station.role, station.batch, curves, link

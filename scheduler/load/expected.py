@@ -106,9 +106,10 @@ class Station:
         stay = own / (own + comes_s) if comes_s else 1.0
         together = min(best, 1 + round(self.held * stay))
         walking = min(self.held, best) / self.held if self.held else 0.0
-        ahead = self.backlog_s * (1 - HALF_DONE * walking)
+        left = 1 - HALF_DONE * walking
         rate = best * seconds[1] / seconds[best]
-        return max(comes_s + steps * seconds[together], (ahead + own) / rate)
+        alone = self.encode_s + (self.decode_s if self.role == "device" else 0.0)  # of each request, and for it alone
+        return max(comes_s + steps * seconds[together], (left * self.backlog_s + own) / rate + left * self.held * alone)
 
 
 Holding = dict[tuple[str, str], list[Station]]  # family, member -> who would do it; of one list of stations
@@ -136,7 +137,9 @@ def ends_s(work: Work, stations: Iterable[Station], holding: Holding | None = No
             )
             done = station.ends_s(family, member, steps, comes) + (station.encode_s if not number else 0.0)
             if last:
-                done += station.decode_s + station.send_s(work.image_bytes)
+                # pictures leave one after the other: the line may be slower than the node
+                sent = station.round_trip_s / 2 + (1 + station.held) * work.image_bytes / station.bytes_per_s
+                done = max(done + station.decode_s + station.send_s(work.image_bytes), sent)
             if best is None or done < best[0]:
                 best = done, station
         if best is None:
@@ -160,7 +163,11 @@ def pools(stations: Sequence[Station], batch: int) -> tuple[Pool, ...]:
 
 
 def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad:
-    """What a request of this level takes of each node, at a batch of at most `batch`: of its time, and of the clock."""
+    """What a request of this level takes of each node, at a batch of at most `batch`: of its time, and of the clock.
+
+    A node's link works beside it, so that of its time a request takes what the slower of both needs. For nodes that mix
+    levels, some bound by the link and some by the node, that plans a little too little rather than too much.
+    """
     family, legs = work.program.family, []
     for number, (member, steps) in enumerate(work.legs):
         busy, latency = {}, {}
@@ -174,7 +181,9 @@ def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad
             else:
                 sent = station.send_s(work.latent_bytes)
             received = station.send_s(work.latent_bytes) if number else 0.0
-            busy[station.name] = steps * seconds[size] / size + ends
+            leaves = work.image_bytes if number == len(work.legs) - 1 else work.latent_bytes
+            line_s = max(leaves, work.latent_bytes if number else 0.0) / station.bytes_per_s
+            busy[station.name] = max(steps * seconds[size] / size + ends, line_s)
             latency[station.name] = steps * seconds[size] + ends + sent + received
         legs.append(Leg(busy, latency))
     return LevelLoad(str(work), tuple(legs))
@@ -191,6 +200,19 @@ def room_s(stations: Iterable[Station], deadline_s: float) -> float:
         ]
         total += deadline_s * max(rates, default=0.0)
     return total
+
+
+def within(load: LevelLoad, seconds: float) -> LevelLoad | None:
+    """The level without the nodes on which it alone would take longer than that; None where no way through it is left."""
+    fastest = [min(leg.latency_s.values(), default=float("inf")) for leg in load.legs]
+    legs = []
+    for leg, own in zip(load.legs, fastest, strict=True):
+        rest = sum(fastest) - own
+        fine = {name for name, latency in leg.latency_s.items() if latency + rest <= seconds}
+        if not fine:
+            return None
+        legs.append(Leg({n: leg.busy_s[n] for n in fine}, {n: leg.latency_s[n] for n in fine}))
+    return LevelLoad(load.name, tuple(legs))
 
 
 def work_s(work: Work, stations: Sequence[Station]) -> float:

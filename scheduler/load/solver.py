@@ -71,6 +71,8 @@ class Problem:
     deadline_s: float
     quantile: float = 0.99  # of requests that shall keep it
     variation: float = 0.5  # of arrivals and work, see `queueing.mean_wait`
+    # Share of each pool's time that may be planned, by whoever has made room for waits; None: lowered here until levels fit
+    caps: Mapping[str, float] | None = None
 
 
 @dataclass
@@ -103,8 +105,12 @@ def solve(problem: Problem) -> Plan:
         raise BadRequest(
             f"no level keeps a deadline of {problem.deadline_s:g} s: the fastest takes {fastest:.3g} s on idle nodes"
         )
-    caps = {pool.name: MOST_BUSY for pool in grouped.pools}
     program = _Linear(grouped, allowed)
+    if grouped.caps is not None:
+        return _spread(
+            program.solved({pool.name: min(grouped.caps[pool.name], MOST_BUSY) for pool in grouped.pools}), groups
+        )
+    caps = {pool.name: MOST_BUSY for pool in grouped.pools}
     for _ in range(ROUNDS):
         plan = program.solved(caps)
         late = [i for i, seconds in plan.latency_s.items() if seconds > problem.deadline_s]
@@ -126,7 +132,8 @@ def _grouped(problem: Problem) -> tuple[Problem, dict[str, tuple[Pool, ...]]]:
                 for level in problem.levels
                 for leg in level.legs
             )
-            kinds.setdefault((pool.servers, does), []).append(pool)
+            cap = None if problem.caps is None else problem.caps[pool.name]
+            kinds.setdefault((pool.servers, cap, does), []).append(pool)
     groups = {members[0].name: tuple(members) for members in kinds.values()}
     pools = tuple(Pool(name, sum(p.count for p in members), members[0].servers) for name, members in groups.items())
     levels = tuple(

@@ -119,6 +119,19 @@ def test_plans_are_remembered_and_made_anew_for_other_nodes():
     assert control.allow(quality, 2.0, []).level is None
 
 
+def test_a_slow_node_is_planned_for_what_it_can_do_in_time_and_does_not_slow_the_others_down():
+    """The slow edge takes 1.6 s for the first level, and the deadline is 1.2 s: it may have the second one alone."""
+    slow = Station("slow", "edge", {"tiny": {"large": {size: 4 * s for size, s in LARGE.items()}}}, 8, bytes_per_s=1e9)
+    both, alone = controller(deadline_s=1.2), controller(deadline_s=1.2)
+    for control, fleet in ((both, [*stations(), slow]), (alone, stations())):
+        driven(control, 30, fleet)
+    loads = both.plan.loads
+    assert not any(load > 1e-9 for (level, _, name), load in loads.items() if (level, name) == (0, "slow"))
+    assert both.plan.quality >= alone.plan.quality - 1e-9
+    assert all(busy <= 0.95 + 1e-9 for busy in both.plan.busy.values())
+    assert both.plan.shed.sum() <= alone.plan.shed.sum() + 1e-9
+
+
 def test_an_slo_that_nothing_keeps_is_said_in_one_line():
     control = controller(deadline_s=0.01)
     control.control(stations())
