@@ -61,21 +61,26 @@ def _family(own: pl.DataFrame, dtype: str) -> Cell:
 
     found: Cell = {"dtype": dtype, "programs": {}}
     validation, test = (own.filter(pl.col("split") == split) for split in ("validation", "test"))
-    for (text,), _ in test.group_by("program", maintain_order=True):
-        program = Program.parse(str(text))
-        steps = program.legs[0].steps_total
+    programs = sorted(map(Program.parse, test["program"].unique()), key=_first_the_large_member)
+    for program in programs:
+        text, steps = str(program), program.legs[0].steps_total
         mine = test.filter(pl.col("program") == text)
         before = validation.filter(pl.col("program") == text)
-        if program.mode == "full-cloud" and steps == STEPS:
+        if "rule" not in found:
             found["rule"] = rule_of(before, steps)
-        rule = Rule(tuple(map(tuple, found.get("rule", []))))
-        found["programs"][str(text)] = {
+        rule = Rule(tuple(map(tuple, found["rule"])))
+        found["programs"][text] = {
             "mode": program.mode, "steps": program.steps, "steps_total": steps,
             "pairs": mine["prompt_index"].n_unique(), "validation_pairs": before["prompt_index"].n_unique(),
             "levels": _levels(mine, steps, {"calibrated": rule, "paper": Rule(PAPER_RULE)}),
             "bins": _bins(mine, steps),
         }  # fmt: skip
     return found
+
+
+def _first_the_large_member(program: Program) -> tuple[bool, bool, str]:
+    """Alone, at the T that is served: on it the rule is calibrated."""
+    return program.mode != "full-cloud", program.legs[0].steps_total != STEPS, str(program)
 
 
 def _levels(rows: pl.DataFrame, steps: int, rules: Mapping[str, Rule]) -> list[Cell]:

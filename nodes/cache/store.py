@@ -119,7 +119,7 @@ class LatentCache:
             return False
         self.bytes += len(payload)
         self._count += 1
-        self._index(space, owner, len(unit)).add(int(number or 0), unit)
+        self._index(space, owner, len(unit)).add(int(number or 0), unit, threads=1)
         return True
 
     def _make_room(self, size: int) -> None:
@@ -149,7 +149,7 @@ class LatentCache:
         index = self._indexes.get((space, owner))
         if self.scope == "off" or index is None or not len(index):
             return None
-        found, rule = index.search(_unit(vector), min(NEAREST, len(index))), rule or self.rule
+        found, rule = index.search(_unit(vector), min(NEAREST, len(index)), threads=1), rule or self.rule
         choices = []
         for number, distance in zip(found.keys, found.distances, strict=True):
             row = self._db.execute(
@@ -220,7 +220,7 @@ class LatentCache:
         def enter(key: tuple[str, str, int]) -> None:
             numbers, vectors = zip(*entering.pop(key), strict=True)
             units = np.frombuffer(b"".join(vectors), np.float32).reshape(len(numbers), key[2])
-            self._index(*key).add(np.array(numbers, np.uint64), units)
+            self._index(*key).add(np.array(numbers, np.uint64), units, threads=1)  # the cores are the compute thread's
 
         for number, id_, space, owner, vector, size in self._rows():
             key = space, owner, len(vector) // 4

@@ -88,9 +88,12 @@ def test_a_threshold_is_the_least_similarity_that_keeps_the_target():
     assert threshold(alike, np.where(alike < 0.95, -0.5, 0.0), 0.8, 0.99) is None  # too few are left to say so
 
 
-def rows(split, steps=28, worth=lambda similarity, share: 0.9):
+FULL = "mini-sd3/large:28:0-28/match=direct/codec=fp16/guidance=3/conditioning=encode"
+RELAY = "mini-sd3/large:28:0-14/small:28:14-28/match=direct/codec=fp16/guidance=3,3/conditioning=encode"
+
+
+def rows(split, steps=28, worth=lambda similarity, share: 0.9, program=FULL):
     """Made up: what a start costs depends on similarity and share as `worth` says; from noise a score of 0.9."""
-    program = f"mini-sd3/large:{steps}:0-{steps}/match=direct/codec=fp16/guidance=3/conditioning=encode"
     made = []
     for i, similarity in enumerate(np.linspace(0, 0.99, 100)):
         for share in PAPER:
@@ -113,11 +116,16 @@ def test_a_report_tells_levels_beside_the_papers_and_writes_what_nodes_read(tmp_
         json.dumps({"config": {"name": "x"}, "config_hash": "0", "dtypes": {"mini-sd3": "bf16"}})
     )
     for split in ("validation", "test"):
-        write_unit(folder, "outcomes", split, rows(split, worth=worth))
+        relays = rows(
+            split, worth=lambda similarity, share: 0.1, program=RELAY
+        )  # its text sorts before the large member's
+        write_unit(folder, "outcomes", split, relays + rows(split, worth=worth))
     text, data = text_and_data(open_run(folder))
     found = [value for pair in data["mini-sd3"]["rule"] for value in pair]
     assert found == pytest.approx([0.8, 0.5, 0.6, 0.4, 0.4, 0.3, 0.2, 0.2, 0.0, 0.1], abs=0.011)  # pairs lie 0.01 apart
     assert "| 25 | 14 | 91.5% | ≥ 0.800 | 20 of 100 | 100.0% [100.0%, 100.0%] |" in text
+    assert text.index("### the large member alone") < text.index("### relay, 14 large + 14 small")
+    assert "| 25 | 14 | 91.5% | ≥ 0.800 | 20 of 100 | 11.1%" in text  # the relay by the same rule
     write_rules(tmp_path / "configs", data)
     from scheduler.load import similarity
 
