@@ -39,9 +39,21 @@ def text_and_data(run: Run) -> tuple[str, dict[str, Any]]:
     data, parts = {}, [INTRODUCTION]
     for name in rows["family"].unique().sort():
         own = both.filter(pl.col("family") == name)
+        if own["split"].n_unique() < 2:  # a run that is not done
+            continue
         data[name] = found = _family(own, run.dtypes.get(name, ""))
         parts += _tables(name, found)
+    if not data:
+        raise BadRequest(f"{run.folder} has no family with both validation and test rows yet: let `run` go on")
+    if len(data) < len(run.config.get("families", ())) or _unfinished(run, data):
+        parts.insert(1, "**The run is not done**: fewer pairs, or families, than were asked for are in these tables.\n")
     return "\n".join(parts), data
+
+
+def _unfinished(run: Run, data: Mapping[str, Cell]) -> bool:
+    asked = run.config.get("pairs", 0)
+    counts = [next(iter(found["programs"].values())) for found in data.values()]
+    return any(min(each["pairs"], each["validation_pairs"]) < asked for each in counts)
 
 
 INTRODUCTION = """\
@@ -52,7 +64,8 @@ the row "all pairs" is no workload's mean. Thresholds come from validation pairs
 
 `source's objects`: score of the picture against the *source's* scene, less the same for the picture from noise: what of the
 other prompt is drawn beyond what both share by chance. `taken over`: share of pictures that show the source better than
-their own prompt, where a picture from noise does not.
+their own prompt, where a picture from noise does not. `never`: no similarity keeps the paper's quality with at least 8
+validation pairs at or above it.
 """
 
 
@@ -128,8 +141,14 @@ def _cell(rows: pl.DataFrame) -> Cell:
 
 def _tables(name: str, found: Cell) -> list[str]:
     first, *rest = found["programs"].items()
-    rule = ", ".join(f"{least:g} -> {share:g} T" for least, share in found["rule"]) or "none: no start keeps its target"
-    lines = [f"## {name}", "", f"Calibrated: {rule}. Computed in {found['dtype'] or 'the dtype of its family'}.", ""]
+    rule = ", ".join(f"{least:g} -> {share:g} T" for least, share in found["rule"]) or "none"
+    lines = [
+        f"## {name}",
+        "",
+        f"Calibrated on {first[1]['validation_pairs']} validation pairs: {rule}."
+        f" Computed in {found['dtype'] or 'the dtype of its family'}.",
+        "",
+    ]
     lines += _level_table(first[1], "the large member alone") + _bin_table(first[1])
     for _, program in rest:
         taken = " + ".join(f"{n} {member}" for member, n in program["steps"].items() if n)
