@@ -52,7 +52,10 @@ def report(case: Case, rows: Rows, who: Sequence[str], left_out: dict[str, str])
     for name in who:
         kind = systems()[config.systems[name].system]
         chosen = config.systems[name].settings | case.tuned.get(name, {})
-        said = ", ".join(f"{key} {value}" for key, value in chosen.items()) or "nothing to tune"
+        said = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        if not said:
+            searched = name in case.tuned
+            said = "nothing to tune" if not kind.space else "its defaults" if searched else "**not tuned**: defaults"  # type: ignore[attr-defined]
         lines.append(f"| {name} | {kind.rule} | {said} |")  # type: ignore[attr-defined]
     lines += [f"\nLeft out: {name}: {why}." for name, why in left_out.items()]
     goal_loads = (
