@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 FINE = 1.05  # demands within this factor share a plan
+NOTHING = 1e-6  # of quality a request: the solver's tolerance
 MOST_PLANS = 4096  # that are remembered
 RECENT = 400  # prompts that say what is asked at present
 
@@ -135,15 +136,20 @@ class Controller:
 
     @property
     def pressed(self) -> bool:
-        """Whether the plan holds anything back."""
+        """Whether the plan holds anything back: somebody is shed, or a class is not served at its best level. A price alone
+        says nothing: at a corner of the plan one may stand where nothing is lost."""
         if self.plan is None:
             return bool(self.why_not)
-        return bool(self.plan.shed.sum() > 1e-9 or max(self.plan.prices.values(), default=0.0) > 1e-9)
+        served = self.plan.served.clip(min=0.0)
+        lost = (served * (self.quality.max(1, keepdims=True) - self.quality)).sum()
+        return bool(self.plan.shed.sum() > 1e-9 or lost > NOTHING * served.sum())
 
     @property
     def prices(self) -> dict[str, float]:
         """Node -> quality that a second of its time is worth; zero everywhere without pressure."""
-        return dict(self.plan.prices) if self.plan is not None else {}
+        if self.plan is None:
+            return {}
+        return dict(self.plan.prices) if self.pressed else dict.fromkeys(self.plan.prices, 0.0)
 
     @property
     def demand(self) -> float:
@@ -202,13 +208,11 @@ class Controller:
 
     def _costs(self, stations: Sequence[Station]) -> NDArray[np.float64]:
         """(L,): each leg's work at the prices of the node that does it cheapest; what nobody can do costs all."""
-        assert self.plan is not None
-        found = np.zeros(len(self.works))
+        prices, found = self.prices, np.zeros(len(self.works))
         for i, work in enumerate(self.works):
             load = level_load(work, stations, self.batch)
             for leg in load.legs:
-                prices = [self.plan.prices.get(name, 0.0) * busy for name, busy in leg.busy_s.items()]
-                found[i] += min(prices, default=1.0)
+                found[i] += min((prices.get(name, 0.0) * busy for name, busy in leg.busy_s.items()), default=1.0)
         return found
 
     def _mean_work(self, stations: Sequence[Station]) -> NDArray[np.float64]:
