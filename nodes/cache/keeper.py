@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,7 @@ class Keeper:
         self._waiting: OrderedDict[str, list[Kept]] = OrderedDict()
         self._bytes = 0
         self._cache: LatentCache | None = None
+        self.opened = threading.Event()  # a large one takes a while; nobody waits for that
         self._thread.submit(self._open)
 
     def note(self, kept: Kept) -> None:
@@ -86,6 +88,8 @@ class Keeper:
 
     async def find(self, look: Look) -> Hit | None:
         """The best hit; None where there is none, or none in time."""
+        if not self.opened.is_set():
+            return None
         asked = asyncio.get_running_loop().run_in_executor(
             self._thread, self._guarded, lambda cache: _found(cache, look)
         )
@@ -119,6 +123,8 @@ class Keeper:
             self._broken(f"{error.name or error} is not installed: pip install 'relay-inference[edge]'")
         except Exception as error:  # a disk that is full, a folder that may not be written, a database nobody foresaw
             self._broken(f"{type(error).__name__}: {error}")
+        finally:
+            self.opened.set()
 
     def _broken(self, why: str) -> None:
         log.error("no latents are cached: %s", " ".join(why.split()))

@@ -39,6 +39,7 @@ log = logging.getLogger("relay.cache")
 Scope = Literal["off", "tenant", "shared"]
 EVICTIONS = ("lcbfu", "lru")
 NEAREST = 40  # latents that are looked at: a walk leaves several, and the nearest may spare fewer steps than the next
+EXPANSION = 64  # candidates an entry is linked among: half of usearch's own, and of what building the index anew takes
 _LOADED = 4096  # vectors that enter the index at once
 _APPLICATION, _FORMAT = 0x524C4348, 2  # "RLCH"
 _MAGIC, _HEAD = b"RLATENT1", struct.Struct("<Q16s")
@@ -209,7 +210,7 @@ class LatentCache:
 
         key = space, owner
         if key not in self._indexes:
-            self._indexes[key] = Index(ndim=width, metric="cos", dtype="f32")
+            self._indexes[key] = Index(ndim=width, metric="cos", dtype="f32", expansion_add=EXPANSION)
         return self._indexes[key]
 
     def _load(self) -> None:

@@ -105,6 +105,7 @@ def test_who_asks_for_it_starts_from_an_own_latent_of_a_like_prompt(running, ask
 
 
 def test_pictures_of_one_request_do_not_all_become_one(ask):
+    ask(n=2)
     told = ask(cache=True, n=3)
     sources = [relay["start"]["source"] for relay, _ in told if relay["start"]]
     assert len(sources) >= 2
@@ -122,6 +123,7 @@ def test_who_will_not_be_kept_is_not(running, ask):
 def test_it_is_told_by_status_and_metrics_and_show_says_what_cannot_be_made_again(
     running, ask, tmp_path, capsys, monkeypatch
 ):
+    ask()
     ((_, image),) = ask(cache=True, seed=8)
     told = cache_of(running)
     assert told["scope"] == "tenant"
@@ -158,6 +160,7 @@ def with_keeper(folder, work, **config):
     async def run():
         keeper = Keeper(folder, CacheConfig(**config))
         try:
+            assert await asyncio.to_thread(keeper.opened.wait, 20)
             return await work(keeper)
         finally:
             await keeper.close()
