@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -108,6 +109,23 @@ def test_what_is_served_adds_up_and_no_pool_does_more_than_it_can():
             walked = sum(load for (i, m, _), load in plan.loads.items() if (i, m) == (level, leg))
             assert walked == pytest.approx(plan.served[:, level].sum(), abs=1e-9)
     assert all(0 <= busy <= 0.95 + 1e-9 for busy in plan.busy.values())
+
+
+def test_caps_that_are_given_are_kept_and_pools_of_other_caps_are_not_one():
+    asked = problem(1.0)
+    plan = solve(replace(asked, caps={"fast": 0.5, "slow": 0.3, "phones": 1.0}))
+    assert plan.busy["fast"] == pytest.approx(0.5)
+    assert plan.busy["slow"] == pytest.approx(0.3)
+    assert plan.served.sum() + plan.shed.sum() == pytest.approx(1.0)
+    alike = (Pool("fast", 1), Pool("slow", 1), Pool("phones", 2), Pool("more", 2))
+    levels = tuple(
+        LevelLoad(v.name, (v.legs[0], Leg({"phones": 1.0, "more": 1.0}, {"phones": 1.0, "more": 1.0})))
+        for v in asked.levels
+    )
+    apart = replace(asked, pools=alike, levels=levels, caps={"fast": 0.9, "slow": 0.9, "phones": 0.05, "more": 0.2})
+    found = solve(apart)
+    assert found.busy["phones"] <= 0.05 + 1e-9
+    assert found.busy["more"] <= 0.2 + 1e-9
 
 
 def test_pools_alike_are_one_and_share_its_load():
