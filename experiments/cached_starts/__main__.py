@@ -57,9 +57,10 @@ def run(
 def report(
     folder: Path = FOLDER,
     out: Annotated[Path, typer.Option(help="A .json lies beside it.")] = Path("docs/results/cache-levels.md"),
-    configs: Annotated[
-        Path | None, typer.Option(help="Where thresholds are written, FAMILY.yaml; none: nowhere.")
-    ] = Path("configs/cache"),
+    configs: Annotated[Path, typer.Option(help="Where thresholds are written, FAMILY.yaml.")] = Path("configs/cache"),
+    thresholds: Annotated[
+        bool, typer.Option(help="Write them; not from a run that is too small to say something.")
+    ] = True,
     ship: Annotated[Path | None, typer.Option(help="Also pack the rows into this folder.")] = None,
 ) -> None:
     """Thresholds from validation rows, tables from test rows."""
@@ -69,7 +70,7 @@ def report(
 
     found = open_run(folder)
     text, data = text_and_data(found)
-    if configs is not None:
+    if thresholds:
         write_rules(configs, data)
     if ship is not None:
         print(f"{pack(found, ship)} bytes of rows in {ship}")

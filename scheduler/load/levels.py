@@ -108,6 +108,8 @@ def _rows(family: str, folders: Sequence[Path], split: str) -> pl.DataFrame:
     if not rows.is_empty():  # one T: a level of another would be measured against another full-cloud
         total = rows.filter(pl.col("mode") == "full-cloud")["steps_total"].mode().min()
         rows = rows.filter(pl.col("steps_total") == total)
+    alike = {text: _drawn_alike(text) for text in rows["program"].unique()}
+    rows = rows.with_columns(pl.col("program").replace_strict(alike, return_dtype=pl.String) if alike else "program")
     if METRIC not in rows.columns or rows.is_empty():
         known = ", ".join(sorted({name for frame in frames for name in frame["family"].unique()}))
         raise BadRequest(f"no scene scores of {family} are in these runs; they have {known}")
@@ -115,6 +117,14 @@ def _rows(family: str, folders: Sequence[Path], split: str) -> pl.DataFrame:
     full = full.select(*KEYS, full=pl.col(METRIC)).unique(KEYS)
     beside = rows.join(full, on=KEYS, how="inner")
     return beside.filter(pl.col(METRIC).is_not_null() & pl.col(METRIC).is_not_nan())
+
+
+def _drawn_alike(text: str) -> str:
+    """One text for programs that draw alike: nothing is matched or coded where there is but one leg."""
+    program = Program.parse(text)
+    if len(program.legs) > 1:
+        return text
+    return str(replace(program, matching="exact", codec="fp16", conditioning="encode"))
 
 
 def _curves(family: str, folders: Sequence[Path]) -> dict[str, dict[int, float]]:
