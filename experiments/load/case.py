@@ -249,6 +249,14 @@ class Case:
         found = read_yaml(Path(self.config.tuned), dict[str, Any])
         return {name: each["settings"] for name, each in found.get("systems", {}).items()}
 
+    @property
+    def tries(self) -> dict[str, list[Any]]:
+        """System -> configurations that `tune` tried."""
+        if self.config.tuned is None or not Path(self.config.tuned).exists():
+            return {}
+        found = read_yaml(Path(self.config.tuned), dict[str, Any])
+        return {name: each["tried"] for name, each in found.get("systems", {}).items()}
+
     def digest(self, name: str, cell: Cell, settings: Mapping[str, Any], requests: int, split: str) -> str:
         """What a cell depends on but its seed: another digest, and it is run again."""
         config = self.config

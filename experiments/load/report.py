@@ -40,6 +40,11 @@ def report(case: Case, rows: Rows, who: Sequence[str], left_out: dict[str, str])
         f" outcome store measured ({config.metric}), never predicted. A violation is a request that was late or refused."
         " Intervals: 95 %, bootstrap over seeds.",
         "",
+        f"Settings are the best of at most {max([len(t) for t in case.tries.values()], default=0)} configurations a system, drawn"
+        f" at random from its own space and tried on validation prompts ({', '.join(config.search.traces)}; load"
+        f" {', '.join(map(str, config.search.loads))}, deadline {', '.join(map(str, config.search.deadlines))} x), the given one"
+        " first: with so few, differences between systems are also those of the draw.",
+        "",
         "| fleet | nodes | full-cloud capacity | full-cloud latency |",
         "| --- | --- | --- | --- |",
     ]
