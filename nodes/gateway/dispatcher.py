@@ -28,7 +28,7 @@ from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
 from nodes.gateway.load import LoadControl
-from nodes.gateway.placer import Placer, Send
+from nodes.gateway.placer import Placer, Send, Telling
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.reports import report_of, report_of_failure
@@ -208,9 +208,19 @@ class Dispatcher:
                     await self.recover(job, f"nothing was heard of it for {now - job.moved:.0f} s")
         waiting = [j for j in self.jobs.values() if j.stage in (Stage.ACCEPTED, Stage.WAITING) and now >= j.not_before]
         for job in sorted(waiting, key=lambda j: (j.deadline, j.accepted)):
-            if (failed := await self.placer.place(job)) is not None:
-                await self.recover(job, failed)
+            if (telling := await self.placer.place(job)) is not None:
+                self._tasks.start(self._told(job, job.attempt, telling))
+        await asyncio.sleep(0)  # they are on their way
         self.timeline.spill()
+
+    async def _told(self, job: Job, attempt: int, telling: Telling) -> None:
+        failed = await telling
+        if (
+            failed is not None
+            and job.attempt == attempt
+            and job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING)
+        ):
+            await self.recover(job, failed)
 
     def _patience(self, job: Job) -> float:
         backlog = sum(sum(n.jobs.values()) for name in job.nodes() if (n := self.registry.nodes.get(name)))

@@ -9,8 +9,9 @@ Knows no socket: `send` puts a message on its way to a node and says whether it 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from nodes.deployment import CacheConfig, GatewayConfig
 from nodes.depot import CHECKPOINT
@@ -22,11 +23,12 @@ from nodes.gateway.placement import actions_for, stretches, work_s
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Node, Registry
 from nodes.gateway.timeline import Timeline
-from nodes.messages import Allow, Message, Source
+from nodes.messages import Allow, Assign, Message, Source
 from relay.program import Program
 from scheduler.policy import Action, Context
 
 Send = Callable[[str, Message], Awaitable[bool]]
+Telling = Coroutine[Any, Any, str | None]  # gives why a node could not be told
 BOOT = 100_000  # attempts are numbered from boot x BOOT, so that no attempt of an earlier process is newer
 
 
@@ -46,8 +48,9 @@ class Placer:
         self._attempts += 1
         return self._attempts
 
-    async def place(self, job: Job) -> str | None:
-        """Place a job where somebody is there for it. Why it must be placed again where a node could not be told."""
+    async def place(self, job: Job) -> Telling | None:
+        """Place a job where somebody is there for it; what is left is to tell its nodes, which the caller begins at once and
+        waits for elsewhere: a node that is stopped takes half a second to give up on."""
         point = job.best_point(self.registry.alive_names) if job.program else None
         programs = [job.program] if job.program and (point or job.request.fixes) else job.programs
         first = point.leg if point else 0
@@ -62,7 +65,7 @@ class Placer:
             return await self._degrade(job, point)
         return None
 
-    async def _degrade(self, job: Job, point: Point | None) -> str | None:
+    async def _degrade(self, job: Job, point: Point | None) -> Telling | None:
         """Another program finishes; what was done counts where the large member's first leg reached a step."""
         done = None
         before = job.program or job.programs[0]
@@ -84,7 +87,7 @@ class Placer:
 
     async def _act(
         self, job: Job, actions: list[Action], point: Point | None, first: int, leave: Leave | None = None
-    ) -> str | None:
+    ) -> Telling | None:
         """Decide among actions that begin with leg `first`, log it, tell every node."""
         left_over = [_left(action, first) for action in actions]
         latents, images = self.planner.sizes(job.size)
@@ -100,7 +103,7 @@ class Placer:
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first), point)
         self.timeline.placed(job, left, waited)
         job.tell("placed")
-        return await self._tell(job, action.program, point)
+        return self._telling(job, action.program, point)
 
     def _keeper(self) -> Node | None:
         """The edge that keeps checkpoints, if the config names one and it is there."""
@@ -112,23 +115,34 @@ class Placer:
         least = max((node.register.pad.get(kind, 0) for node in self.registry.ready()), default=0)
         return {family: max(size, least) for family, size in sizes.items()}
 
-    async def _tell(self, job: Job, program: Program, point: Point | None) -> str | None:
+    def _telling(self, job: Job, program: Program, point: Point | None) -> Telling:
+        """What its nodes are told of a placement; begun before anything else happens to the job."""
+        allows = []
         if point and point.holder not in ("gateway", job.stretches[0].node):
             key = self.registry.nodes[job.stretches[0].node].key
             leg = CHECKPOINT if point.checkpoint else point.leg
-            await self.send(point.holder, Allow(job=job.id, leg=leg, key=key))
+            allows.append((point.holder, Allow(job=job.id, leg=leg, key=key)))
         keeper = self._keeper()
         if keeper is not None:
             for key in {self.registry.nodes[name].key for name in job.nodes()} - {keeper.key}:
-                await self.send(keeper.name, Allow(job=job.id, leg=CHECKPOINT, key=key))
+                allows.append((keeper.name, Allow(job=job.id, leg=CHECKPOINT, key=key)))
         messages = assignments(
             job, point, self.registry, self.gateway, self.config.checkpoint_every, keeper, self.cache
         )
+        assigns = []
         for stretch, message in zip(job.stretches, messages, strict=True):
             node = self.registry.nodes[stretch.node]
             node.jobs[job.id] = node.jobs.get(job.id, 0.0) + work_s(program, stretch, node)
-            if not await self.send(stretch.node, message):
-                return f"node {stretch.node} could not be told"
+            assigns.append((stretch.node, message))
+        return self._tell(allows, assigns)
+
+    async def _tell(self, allows: list[tuple[str, Allow]], assigns: list[tuple[str, Assign]]) -> str | None:
+        """Why the job must be placed again where a node could not be told."""
+        for name, allow in allows:
+            await self.send(name, allow)
+        for name, assign in assigns:
+            if not await self.send(name, assign):
+                return f"node {name} could not be told"
         return None
 
 
