@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments.served_bench import MIXES
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 FAMILIES = ("mini-sd3", "mini-sdxl")
 CONCURRENCY = (1, 2, 4, 8, 16, 32)
 MEMBER = "large"
-MIXES = {"mixed s": (0.2, 0.4, 0.6, 0.8, 1.0), "full-cloud only": (1.0,)}  # s as shares of T
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.messages import Heartbeat, HeartbeatSeen, Message, PeerStats, Register, Registered
 from nodes.own_process import cpu_s, memory_bytes
+from nodes.results import version
 from nodes.transport import CONNECTED, sent
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Presence:
         await self.tell(
             Register(
                 name=self.name, session=self.session, holdings=self.compute.holdings, batch=config.batch,
-                queue=config.queue, data_address=config.data_address, pace=config.pace, version=_version(),
+                queue=config.queue, data_address=config.data_address, pace=config.pace, version=version(),
                 startup_s=self.startup_s, memory_bytes=memory_bytes(), running=self.running(),
                 checkpoints=checkpoints if checkpoints is not None else config.role == "edge",
                 judge=config.judge, pad=self.exchange.pad,
@@ -128,9 +129,3 @@ class Presence:
         except (ImportError, AttributeError, OSError):
             return None
         return None if found is None else found.percent / 100
-
-
-def _version() -> str:
-    from nodes.results import version
-
-    return version()

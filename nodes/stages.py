@@ -22,6 +22,11 @@ class Stage(StrEnum):
     def ended(self) -> bool:
         return not ALLOWED[self]
 
+    @property
+    def under_way(self) -> bool:
+        """Nodes have it."""
+        return self in (Stage.PLACED, Stage.DENOISING, Stage.DECODING)
+
 
 _ENDS = {Stage.FAILED, Stage.CANCELLED}
 ALLOWED: dict[Stage, frozenset[Stage]] = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from experiments.simulate.events import Clock
 from experiments.simulate.links import expected, send
 from experiments.simulate.loop import Stretch
-from experiments.simulate.nodes import FREE, SimNode
+from experiments.simulate.nodes import FREE, On
 from experiments.simulate.world import World
 from scheduler.load.expected import Station, Work, ends_s
 
@@ -85,30 +85,13 @@ class Measured:
     predicted: NDArray[np.float64]
 
 
-class _On:
-    """A stretch on a node, held until the gateway hears that it left."""
-
-    __slots__ = ("held", "node", "stretch", "work_s")
-
-    def __init__(self, node: SimNode, stretch: Stretch, work_s: float):
-        self.node, self.stretch, self.work_s, self.held = node, stretch, work_s, True
-        node.give(work_s)
-        node.held += 1
-
-    def leave(self) -> None:
-        if self.held:
-            self.held = False
-            self.node.give(-self.work_s)
-            self.node.held -= 1
-
-
 class _Job:
     __slots__ = ("asked", "late", "level", "on")
 
     def __init__(self, asked: Asked, late: float):
         self.asked, self.late = asked, late
         self.level = -1
-        self.on: list[_On] = []
+        self.on: list[On] = []
 
 
 class Service:
@@ -180,7 +163,7 @@ class Service:
             stretch = Stretch(str(job.asked.prompt), family, (leg,), i == last, i == 0, self._left_node(job, i))
             stretch.urgency = (job.late, now)
             seconds, _ = self._by_name[name].times(family, leg[0])
-            job.on.append(_On(node, stretch, leg[1] * seconds[1]))
+            job.on.append(On(node, stretch, leg[1] * seconds[1]))
             delay = node.link.down.profile.delay_s if node.link else 0.0
             self.clock.at(now + self.world.spec.overhead_s + delay, node.take, stretch)
         return True
@@ -205,7 +188,7 @@ class Service:
 
         return left
 
-    def _picture(self, job: _Job, placed: list[_On]) -> None:
+    def _picture(self, job: _Job, placed: list[On]) -> None:
         if self._open.get(job.asked.number) is not job or job.on is not placed:
             return
         quality = float(self.measured.quality[job.asked.prompt, job.level])

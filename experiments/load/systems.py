@@ -59,7 +59,7 @@ class Plain:
         """Nothing."""
 
     def choose(self, asked: Asked, stations: Sequence[Station]) -> int | None:
-        raise NotImplementedError
+        raise NotImplementedError  # each system has its own
 
     def again(self, asked: Asked, level: int, quality: float, left_s: float) -> int | None:
         return None

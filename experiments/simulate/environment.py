@@ -23,7 +23,7 @@ import numpy as np
 from experiments.simulate.events import Clock
 from experiments.simulate.links import Line, expected, send
 from experiments.simulate.loop import Stretch
-from experiments.simulate.nodes import SimNode
+from experiments.simulate.nodes import On, SimNode
 from experiments.simulate.scores import Cell, Scores
 from experiments.simulate.world import Placed, World
 from experiments.simulate.worth import Reward, known_of, parts_of
@@ -66,23 +66,6 @@ class Row(msgspec.Struct):
     terms: Mapping[str, float] = {}  # of the reward, before its tanh, where it tells them
 
 
-class _On:
-    """A request's stretch on a node, which is held there until the gateway hears that it left."""
-
-    __slots__ = ("held", "node", "stretch", "work_s")
-
-    def __init__(self, node: SimNode, stretch: Stretch, work_s: float):
-        self.node, self.stretch, self.work_s, self.held = node, stretch, work_s, True
-        node.give(work_s)
-        node.held += 1
-
-    def leave(self) -> None:
-        if self.held:
-            self.held = False
-            self.node.give(-self.work_s)
-            self.node.held -= 1
-
-
 class _Job:
     """A request under way."""
 
@@ -94,7 +77,7 @@ class _Job:
         self.context: Context | None = None
         self.decision: Decision | None = None
         self.placed: Placed | None = None
-        self.on: list[_On] = []
+        self.on: list[On] = []
 
 
 class Simulation:
@@ -255,7 +238,7 @@ class Run:
             node = self.nodes[name]
             stretch = Stretch(context.prompt, placed.family, legs, i == last, i == 0, _told(self._left_node, job, i))
             stretch.urgency = (job.late, now)
-            job.on.append(_On(node, stretch, work_s))
+            job.on.append(On(node, stretch, work_s))
             delay = node.link.down.profile.delay_s if node.link else 0.0
             self.clock.at(now + self.spec.overhead_s + delay, node.take, stretch)
 

@@ -159,3 +159,20 @@ class SimNode:
 
 
 FREE = 1e12  # bytes a second where there is no link: what comes of them is no time
+
+
+class On:
+    """A request's stretch on a node, which is held there until the gateway hears that it left."""
+
+    __slots__ = ("held", "node", "stretch", "work_s")
+
+    def __init__(self, node: SimNode, stretch: Stretch, work_s: float):
+        self.node, self.stretch, self.work_s, self.held = node, stretch, work_s, True
+        node.give(work_s)
+        node.held += 1
+
+    def leave(self) -> None:
+        if self.held:
+            self.held = False
+            self.node.give(-self.work_s)
+            self.node.held -= 1

@@ -172,9 +172,7 @@ class Dispatcher:
         """A node came back as a new process: what it had is gone, though no heartbeat was missed."""
         for job in list(self.jobs.values()):
             job.forget(name)
-            if job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING) and any(
-                stretch.node == name and not stretch.done for stretch in job.stretches
-            ):
+            if job.stage.under_way and any(stretch.node == name and not stretch.done for stretch in job.stretches):
                 await self.recover(job, f"node {name} was restarted")
 
     async def cancel(self, job: Job, reason: str = "cancelled by its asker") -> None:
@@ -201,7 +199,7 @@ class Dispatcher:
         for job in list(self.jobs.values()):
             if now > job.deadline:
                 await self._end(job, Stage.FAILED, error=self._too_late(job), status=504)
-            elif job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING):
+            elif job.stage.under_way:
                 if gone := [s.node for s in job.stretches if not s.done and s.node not in alive]:
                     await self.recover(job, f"node {gone[0]} was lost")
                 elif now - job.moved > self._patience(job):
@@ -215,11 +213,7 @@ class Dispatcher:
 
     async def _told(self, job: Job, attempt: int, telling: Telling) -> None:
         failed = await telling
-        if (
-            failed is not None
-            and job.attempt == attempt
-            and job.stage in (Stage.PLACED, Stage.DENOISING, Stage.DECODING)
-        ):
+        if failed is not None and job.attempt == attempt and job.stage.under_way:
             await self.recover(job, failed)
 
     def _patience(self, job: Job) -> float:

@@ -58,6 +58,7 @@ from nodes.messages import (
 )
 from nodes.own_process import cpu_s, memory_bytes
 from nodes.requests import Refusal, read_request
+from nodes.results import version
 from nodes.stages import Stage
 from nodes.tasks import Tasks
 from nodes.transport import Server, sent
@@ -362,7 +363,7 @@ class Gateway:
         dispatcher = self.dispatcher
         return {
             "gateway": self.deployment.name, "data": self.config.data_address,
-            "version": _version(), "up_s": round(time.monotonic() - self.started, 1), "startup_s": self.startup_s,
+            "version": version(), "up_s": round(time.monotonic() - self.started, 1), "startup_s": self.startup_s,
             "memory_bytes": memory_bytes(), "cpu_s": cpu_s(),
             "policy": self.decider.name, "decisions": self.decider.status(),
             "open": len(dispatcher.jobs), "queue": self.config.queue,
@@ -394,9 +395,3 @@ def _only_one(store: Path) -> Any:
     except OSError:
         raise BadRequest(f"another gateway works on {store}: stop it, or give this one another `store`") from None
     return lock
-
-
-def _version() -> str:
-    from nodes.results import version
-
-    return version()
