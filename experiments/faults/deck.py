@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -21,7 +21,7 @@ from typing import Any
 
 from experiments.faults.clock import Clocks
 from experiments.faults.disk import SmallDisk
-from experiments.faults.strangers import GOOD, Strangers
+from experiments.faults.strangers import GOOD, NOT_REACHED, Strangers
 
 # A kind that stands twice comes twice as often.
 DECK = (
@@ -121,7 +121,9 @@ async def _act(ground: Ground, asker: Any, fault: Fault) -> None:
             async with _outage(ground):
                 await asyncio.to_thread(ground.disk.fill, running.pid("gateway"))
                 try:
-                    told, _ = await asyncio.gather(ground.strangers.at_a_full_disk(rng), asyncio.sleep(fault.hold))
+                    told, _ = await asyncio.gather(
+                        _reached(ground.strangers.at_a_full_disk, rng), asyncio.sleep(fault.hold)
+                    )
                     ground.strangers_ended[f"full disk: {told}"] += 1
                 finally:
                     await asyncio.to_thread(ground.disk.empty)
@@ -130,7 +132,15 @@ async def _act(ground: Ground, asker: Any, fault: Fault) -> None:
                 "unknown key": ground.strangers.unknown_key, "another version": ground.strangers.another_version,
                 "corrupted frames": ground.strangers.corrupted, "never reads": ground.strangers.never_reads,
             }[stranger]  # fmt: skip
-            ground.strangers_ended[f"{stranger}: {await deed(rng)}"] += 1
+            ground.strangers_ended[f"{stranger}: {await _reached(deed, rng)}"] += 1
+
+
+async def _reached(deed: Callable[[random.Random], Awaitable[str]], rng: random.Random) -> str:
+    """What became of a stranger, who dials again while what it dialled is just being started."""
+    ends = time.monotonic() + AWAY_S
+    while (told := await deed(rng)) == NOT_REACHED and time.monotonic() < ends:
+        await asyncio.sleep(0.2)
+    return told
 
 
 @asynccontextmanager
