@@ -7,8 +7,8 @@ gateway:
   data: tcp://127.0.0.1:5601
   http: 127.0.0.1:8000
   store: runs/service
-  policy: least-finish-time
-  offer: [{family: mini-sd3, handoff: 10, small_steps: 6}]
+  policy: learned                   # the default: router and bandit, and a judge whose scores they learn from
+  offer: [{family: mini-sd3, mode: full-cloud}, {family: mini-sd3, handoff: 10}, {family: mini-sd3, mode: edge-only}]
 nodes:
   edge-1: {role: edge, data: tcp://127.0.0.1:5611, families: {mini-sd3: [large]}}
   phone: {role: device, families: {mini-sd3: [small]}, link: wifi, pace: 2}
@@ -25,6 +25,7 @@ from relay.errors import BadRequest
 from relay.files import read_yaml
 from scheduler.load.settings import LoadSettings
 
+LEARNED = "learned"  # the default policy; see nodes.gateway.learning
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -48,15 +49,22 @@ class Offer(_Strict, frozen=True, kw_only=True):
     program: str | None = None
 
 
+# One program of each mode, and a second relay: what is left to choose where a deployment says nothing.
+OFFER = (
+    Offer(family="mini-sd3", mode="full-cloud"),
+    Offer(family="mini-sd3", handoff=10, small_steps=6, matching="exact"),
+    Offer(family="mini-sd3", handoff=8, small_steps=6, matching="exact"),
+    Offer(family="mini-sd3", mode="edge-only"),
+)
+
+
 class GatewayConfig(_Strict, frozen=True, kw_only=True):
     control: str = "tcp://127.0.0.1:5600"
     data: str = "tcp://127.0.0.1:5601"
     http: str | None = "127.0.0.1:8000"
     store: str = "runs/service"
-    policy: str | dict[str, Any] = "least-finish-time"
-    offer: Annotated[list[Offer], msgspec.Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: [Offer(family="mini-sd3")]
-    )
+    policy: str | dict[str, Any] = LEARNED
+    offer: Annotated[list[Offer], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: list(OFFER))
     queue: Count = 1000  # jobs that may be open
     deadline_s: Positive = 300.0  # of a request that says none
     heartbeat_s: Positive = 0.5
@@ -73,6 +81,11 @@ class GatewayConfig(_Strict, frozen=True, kw_only=True):
     prompts_in_logs: Literal["on", "hash", "off"] = "hash"
     load: LoadSettings | None = None  # levels under pressure, and who is let in; see docs/load.md
     advertise_data: str | None = None  # the data address as nodes dial it, where `data` binds to a wildcard
+
+    @property
+    def learns(self) -> bool:
+        """Whether its policy learns from what a judge says."""
+        return (self.policy if isinstance(self.policy, str) else self.policy.get("name")) == LEARNED
 
     @property
     def data_address(self) -> str:
@@ -131,12 +144,19 @@ class CacheConfig(_Strict, frozen=True, kw_only=True):
 class Deployment(_Strict, frozen=True, kw_only=True):
     gateway: GatewayConfig = GatewayConfig()
     nodes: dict[Name, NodeConfig] = {}
-    judge: JudgeConfig | None = None
+    judge: JudgeConfig | bool | None = None  # by default one where the policy learns from scores; false: none
     cache: CacheConfig | bool | str = CacheConfig()
     name: str = "deployment"
     keys: str | None = None
     gateway_key: str | None = None  # the gateway's public key, where `keys` is not at hand
     allow_plain_text: bool = False
+
+    @property
+    def judging(self) -> JudgeConfig | None:
+        """What judges the pictures; None: nobody does."""
+        if isinstance(self.judge, JudgeConfig):
+            return self.judge
+        return JudgeConfig() if (self.gateway.learns if self.judge is None else self.judge) else None
 
     @property
     def caching(self) -> CacheConfig:
@@ -164,8 +184,10 @@ def read_deployment(path: Path) -> Deployment:
     for name, node in found.nodes.items():
         if name == "gateway":
             raise BadRequest(f"{path}: `$.nodes.gateway`: the gateway is no node: choose another name")
-        if name == "judge" and found.judge is not None:
-            raise BadRequest(f"{path}: `$.nodes.judge`: so the judge process is called: choose another name")
+        if name == "judge" and found.judging is not None:
+            raise BadRequest(
+                f"{path}: `$.nodes.judge`: so the judge process is called: choose another name, or `judge: false`"
+            )
         if node.role == "edge" and node.judge != "off":
             raise BadRequest(f"{path}: `$.nodes.{name}.judge`: an edge keeps no pictures; this is a device's to say")
         if (node.role == "edge") != (node.data is not None):

@@ -23,6 +23,8 @@ from nodes.process import keys_folder
 from nodes.supervise import Supervisor
 from relay.errors import RelayError
 
+POLICY = "least-finish-time"
+
 
 class Fleet:
     """A deployment that runs. `ask(work)` gives a coroutine function an Asker and returns what it returns."""
@@ -99,7 +101,8 @@ def fleet(
 ) -> Iterator[Fleet]:
     """Processes of a deployment on free loopback ports, all of its nodes ready; stopped at the end.
 
-    `nodes`, `gateway` and `judge` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`.
+    `nodes`, `gateway` and `judge` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`,
+    and where no policy is named one decides that neither draws nor learns.
     `environment`: process -> variables on top of this process's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,7 @@ def fleet(
         for name, config in nodes.items()
     }
     ports = {key: f"tcp://127.0.0.1:{free_port()}" for key in ("control", "data")}
-    own = {"http": None, "store": str(folder / "store"), "heartbeat_s": 0.3} | ports | gateway
+    own = {"http": None, "store": str(folder / "store"), "heartbeat_s": 0.3, "policy": POLICY} | ports | gateway
     path = folder / "deployment.yaml"
     deployment = {"name": folder.name, "gateway": own, "nodes": filled} | ({"keys": keys} if keys else {})
     deployment |= {"judge": judge} if judge is not None else {}

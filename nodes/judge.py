@@ -41,9 +41,9 @@ SEND_S = 10.0
 def run_judge(path: Path) -> None:
     """Until SIGTERM or Ctrl-C. BadRequest where the deployment has no judge, or names metrics that there are not."""
     deployment = read_deployment(path)
-    config = deployment.judge
+    config = deployment.judging
     if config is None:
-        raise BadRequest(f"{path} has no `judge:` block: add one, e.g. `judge: {{share: 0.25}}`")
+        raise BadRequest(f"{path} wants no judge: add a block, e.g. `judge: {{share: 0.25}}`")
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))  # before torch is imported
     lower_priority(config.nice)
     spare_memory()

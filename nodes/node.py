@@ -82,7 +82,7 @@ class Node:
             self._emit,
             threads=config.threads, dtype=config.dtype, device=config.device, batch=config.batch, pace=config.pace,
         )  # fmt: skip
-        judging = deployment.judge or JudgeConfig()
+        judging = deployment.judging or JudgeConfig()
         self.cache = keeper_of(name, config, deployment)
         self.presence = Presence(
             name, config, control, exchange, self.compute, self._running, lambda: len(self.held),

@@ -41,6 +41,7 @@ EXPLORERS: dict[str, tuple[str | None, dict[str, float | str]]] = {
     "cover": ("--cover", {}),  # Agarwal et al. 2014
     "rnd": ("--rnd", {}),
 }
+SHIPPED = Path(__file__).parent / "weights" / "bandit.model"  # `python -m experiments.simulate warm` makes it
 _NAME = re.compile(r"[A-Za-z0-9._=+-]{1,96}")
 
 

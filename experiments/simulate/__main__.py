@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nodes.cli import run as run_app
+from scheduler.bandit import SHIPPED
 
 if TYPE_CHECKING:
     from experiments.simulate.scheduling import Bench
@@ -77,6 +78,31 @@ def table(
     charts = draw_charts(bench, cells, out.parent, out.stem)
     text, data = report(bench, cells, charts)
     write_result(out, "Scheduling: policies in the simulated service", text, data)
+
+
+@app.command()
+def warm(
+    config: Config,
+    requests: Annotated[int, typer.Option(help="Requests of train prompts to learn from.")] = 4000,
+    elsewhere: Annotated[Path, typer.Option(help="A deployment whose nodes it is judged on.")] = Path(
+        "configs/deployments/simulation.yaml"
+    ),
+    seeds: Annotated[int, typer.Option(help="Streams of requests it is judged on.")] = 10,
+    router: Annotated[bool, typer.Option(help="With the router in front of it, as it serves.")] = True,
+    model: Annotated[Path, typer.Option(help="The bandit's file to write; default: where it ships.")] = SHIPPED,
+    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path(
+        "docs/results/warm-start.md"
+    ),
+) -> None:
+    """Make the start that the learned policy ships with, and measure what it is worth on other nodes."""
+    from experiments.provenance import write_result
+    from experiments.simulate import warm as warming
+
+    bench = _bench(config)
+    options = {"router": router}
+    learned = warming.learn(bench, model, requests, options)
+    found = warming.check(bench, model, elsewhere, seeds, options, _say)
+    write_result(out, "The bandit's warm start", warming.table(found, learned, elsewhere), found)
 
 
 @app.command()

@@ -34,6 +34,8 @@ from scheduler.reward import COSTS, SCORES, Reward, load_reward
 if TYPE_CHECKING:
     import polars as pl
 
+    from scheduler.learned import Learned
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 PLAIN = "plain"  # the scenario without a shift
 
@@ -216,18 +218,19 @@ class Bench:
         contender = self.config.contenders[name]
         given = dict(self.options(name) if options is None else options)
         learned = contender.policy == "learned"
-        policy = self._learned(given, seed) if learned else make_policy(contender.policy, given, seed)
+        policy = self.learned(given, seed) if learned else make_policy(contender.policy, given, seed)
         return Blind(policy) if contender.blind else policy
 
-    def _learned(self, options: dict[str, Any], seed: int) -> Policy:
-        """Router and bandit as the gateway makes them; options that are not its own are the bandit's."""
+    def learned(self, options: dict[str, Any], seed: int, model: Path | None = None) -> Learned:
+        """Router and bandit as the gateway makes them, the bandit with what `model` holds; options that are not the
+        gateway's own are the bandit's."""
         from nodes.gateway.learning import LearnedConfig, make_learned, read_learned
 
         given = nested(options)
         own = {key: given.pop(key) for key in [*given] if key in LearnedConfig.__struct_fields__}
-        config = read_learned(own | {"bandit": own.get("bandit", {}) | given, "seed": seed})
+        config = read_learned(own | {"bandit": own.get("bandit", {}) | given, "seed": seed, "warm": False})
         families = sorted({program.family for program in self.scores.programs})
-        learned, said = make_learned(config, families, self.reward, None)
+        learned, said = make_learned(config, families, self.reward, model)
         if said:
             raise BadRequest(said)
         if learned.router is not None:

@@ -90,9 +90,23 @@ def children_of(deployment: Deployment, path: Path) -> list[Child]:
             children.append(Child(f"{name}.link", [*relay, *link]))
             argv += [part for here, there in routes.items() for part in ("--route", f"{here}={there}")]
         children.append(Child(name, argv, _threads(node.threads)))
-    if deployment.judge is not None:
-        children.append(Child("judge", [*relay, "judge", *config], _threads(deployment.judge.threads)))
+    if (judging := deployment.judging) is not None and (
+        deployment.judge is not None or _judge_has_key(deployment, path)
+    ):
+        children.append(Child("judge", [*relay, "judge", *config], _threads(judging.threads)))
     return children
+
+
+def _judge_has_key(deployment: Deployment, path: Path) -> bool:
+    """Whether the judge that a deployment has by default may come in; said where it may not."""
+    from nodes.process import keys_folder
+
+    folder = keys_folder(deployment, path)
+    if folder is None or (folder / "judge.key").exists():
+        return True
+    print(f"no judge, so nothing is learned from scores: `relay keygen judge --role judge --out {folder}` lets one in",
+          file=sys.stderr)  # fmt: skip
+    return False
 
 
 def _link(deployment: Deployment, path: Path, name: str) -> tuple[list[str], dict[str, str]]:

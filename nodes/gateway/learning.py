@@ -9,6 +9,7 @@ policy:
   explore: 0.02                        # how often the router takes another mode
   bandit: {explore: squarecb, epsilon: 0.02}
   reward: my/reward.yaml               # default: configs/reward.yaml
+  warm: true                           # where nothing was learned yet: true the shipped start, LOG a decision log, false nothing
 
 Whatever of it is missing or damaged is said in the status; the gateway then serves with less, down to the fallback.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from nodes.deployment import LEARNED
 from relay.errors import BadRequest, RelayError
 from scheduler.baselines import load_policy
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from scheduler.router.router import Router
 
 log = logging.getLogger("relay.gateway")
-LEARNED = "learned"
 MODEL = "bandit.model"  # in the gateway's store
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
@@ -51,6 +52,7 @@ class LearnedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     explore: Share = 0.02
     bandit: dict[str, Any] = {}
     reward: str | None = None
+    warm: bool | str = True
     seed: int | None = None
 
 
@@ -117,14 +119,30 @@ def make_learned(
 
 
 def make_bandit(config: LearnedConfig, reward: Reward, model: Path | None) -> Bandit:
-    """The bandit alone, with what it learned, if `model` is there."""
-    from scheduler.bandit import Bandit
+    """The bandit alone, with what it learned, if `model` is there, or else as `warm` says."""
+    from scheduler.bandit import SHIPPED, Bandit, Logged
+    from scheduler.decision_log import read_log
 
     options = {"time_scale_s": reward.scales["seconds"], "seed": config.seed} | config.bandit
     try:
-        return Bandit(path=model, **options)
+        bandit = Bandit(path=model, **options)
     except TypeError as error:
         raise BadRequest(f"policy learned: bandit: {error}") from None
+    if config.warm is False or (model is not None and model.exists()):
+        return bandit
+    if config.warm is True:
+        try:
+            return Bandit(path=SHIPPED, **options)
+        except BadRequest as error:  # other options than it was learned with
+            log.info("the bandit begins with nothing: %s", error)
+            return bandit
+    learned = bandit.warm_start(
+        Logged(entry.context, entry.actions, entry.chosen, entry.probability, entry.reward)
+        for entry in read_log(Path(config.warm))
+        if entry.reward is not None and not entry.marks
+    )
+    log.info("the bandit begins with %d decisions of %s", learned, config.warm)
+    return bandit
 
 
 def _router(config: LearnedConfig, families: Sequence[str]) -> tuple[Router | None, str]:

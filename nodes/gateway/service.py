@@ -88,7 +88,7 @@ class Gateway:
             config, self.registry, Ledger(self.store / "ledger.db"), Planner(config.offer), self.decider, self.send,
             deployment.caching,
         )  # fmt: skip
-        self.judging = Judging(deployment.judge, self.dispatcher, data, self.send)
+        self.judging = Judging(deployment.judging, self.dispatcher, data, self.send)
         self.dispatcher.verdicts.on_scores.append(self.decider.scored)
         self.dispatcher.verdicts.on_unjudged.append(self.decider.unjudged)
         self.stopped = asyncio.Event()

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
+from experiments.simulate import warm
 from experiments.simulate.cells import read_cells, run_cells
 from experiments.simulate.charts import draw_charts
 from experiments.simulate.check import Asked, compare, simulate
@@ -19,6 +20,7 @@ from experiments.simulate.summary import moving, over_seeds, ratio, recovery, ro
 from experiments.simulate.views import Blind
 from experiments.simulate.world import Costs, read_timing
 from relay.errors import BadRequest
+from scheduler.bandit_file import read_bandit
 from scheduler.outcomes import write_unit
 
 CURVE = {1: 0.010, 2: 0.013, 4: 0.020, 8: 0.030}
@@ -317,3 +319,20 @@ def test_the_shipped_config_is_one():
     for path in Path("configs/experiments").glob("scheduling*.yaml"):
         if "contenders:" in path.read_text() and "tuned" not in path.name:
             assert isinstance(read_scheduling(path), Scheduling)
+
+
+def test_a_warm_start_is_learned_in_one_world_and_judged_in_another(config, tmp_path):
+    bench = Bench(read_scheduling(config))
+    nodes = {
+        "far": {"role": "edge", "families": {"tiny": ["large"]}, "data": "tcp://127.0.0.1:1", "pace": 3},
+        "tablet": {"role": "device", "families": {"tiny": ["small"]}, "link": "lte"},
+    }
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump({"nodes": nodes}))
+    options, model, said = {"router": False}, tmp_path / "bandit.model", []
+    assert warm.learn(bench, model, 300, options) == read_bandit(model).learned > 250
+    found = warm.check(bench, model, tmp_path / "elsewhere.yaml", 2, options, said.append)
+    assert {name: np.shape(rows) for name, rows in found.items()} == dict.fromkeys(found, (2, len(warm.SPANS)))
+    first = {name: np.mean(rows, 0)[0] for name, rows in found.items()}
+    assert first["warm"] > first["random"]
+    text = warm.table(found, 300, tmp_path / "elsewhere.yaml")
+    assert text.count("±") == 4 * len(warm.SPANS)

@@ -20,7 +20,7 @@ def config(tmp_path_factory):
     shipped = yaml.safe_load((ROOT / "configs/deployments/simulation.yaml").read_text())
     shipped["gateway"] |= {
         "control": f"tcp://127.0.0.1:{free_port()}", "data": f"tcp://127.0.0.1:{free_port()}", "http": None,
-        "store": str(folder / "store"), "offer": shipped["gateway"]["offer"][:1],
+        "store": str(folder / "store"), "offer": [each for each in shipped["gateway"]["offer"] if each["family"] == "mini-sd3"],
     }  # fmt: skip
     cloud, phone = shipped["nodes"]["cloud"], shipped["nodes"]["phone"]
     cloud |= {"data": f"tcp://127.0.0.1:{free_port()}", "families": {"mini-sd3": ["large"]}}

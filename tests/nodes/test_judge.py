@@ -16,6 +16,7 @@ from tiny import PROMPT, build_sd3, write_family
 
 from nodes.asker import Asker, RefusedByGateway
 from nodes.commands.ask import status_table
+from nodes.commands.service import children_of
 from nodes.deployment import Deployment, GatewayConfig, JudgeConfig, NodeConfig, Offer, read_deployment
 from nodes.exchange import Exchange
 from nodes.fleet import fleet
@@ -211,6 +212,27 @@ async def asked_of_a_device(family, mode, keep=True):
 
 def answers(heard):
     return [message for message, _ in heard if isinstance(message, (Scores, KeptPicture))]
+
+
+@pytest.mark.parametrize(
+    ("said", "judges"),
+    [("name: home", True), ("judge: false", False), ("gateway: {policy: round-robin}", False),
+     ("gateway: {policy: round-robin}\njudge: true", True), ("gateway: {policy: {name: learned, explore: 0}}", True)],
+)  # fmt: skip
+def test_what_learns_from_scores_has_a_judge_where_nothing_is_said(tmp_path, said, judges):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(f"{said}\n")
+    assert ("judge" in [child.name for child in children_of(read_deployment(path), path)]) is judges
+
+
+def test_with_keys_a_judge_that_nobody_asked_for_needs_its_own(tmp_path, capsys):
+    path = tmp_path / "deployment.yaml"
+    path.write_text("keys: keys\n")
+    assert "judge" not in [child.name for child in children_of(read_deployment(path), path)]
+    assert "relay keygen judge --role judge" in capsys.readouterr().err
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "judge.key").touch()
+    assert "judge" in [child.name for child in children_of(read_deployment(path), path)]
 
 
 def test_a_device_with_judge_off_gives_nothing_away(family):

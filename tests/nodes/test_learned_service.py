@@ -8,9 +8,12 @@ import pytest
 
 from nodes.cli import main
 from nodes.fleet import fleet
-from nodes.gateway.learning import MODEL
+from nodes.gateway.learning import MODEL, LearnedConfig, make_bandit
+from relay.errors import BadRequest
+from scheduler.bandit import SHIPPED
 from scheduler.bandit_file import read_bandit
 from scheduler.decision_log import read_log
+from scheduler.reward import load_reward
 
 PROMPTS = ("a large red heart at the top left", 'the word "CAT" in red', "two small blue circles and a green star")
 SMALL = "mini-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
@@ -25,7 +28,8 @@ def running(tmp_path_factory):
     }
     offer = [{"family": "mini-sd3", "steps": 4, "mode": mode} for mode in ("full-cloud", "edge-only")]
     offer.append({"family": "mini-sd3", "steps": 4, "handoff": 2})
-    gateway = {"offer": offer, "policy": {"name": "learned", "seed": 1, "explore": 0.2}, "heartbeat_s": 2.0}
+    gateway = {"offer": offer, "policy": {"name": "learned", "seed": 1, "explore": 0.2, "warm": False}}
+    gateway["heartbeat_s"] = 2.0
     with fleet(
         tmp_path_factory.mktemp("learned") / "deployment", nodes, gateway, judge={"share": 1.0, "nice": 0}
     ) as running:
@@ -120,3 +124,21 @@ def test_what_was_learned_survives_a_kill_and_a_damaged_file_is_done_without(run
 def test_a_judge_that_dies_holds_nothing_up(running):
     running.kill("judge", signal.SIGKILL)
     assert {told["stage"] for told in drawn(running, 3)} == {"done"}
+
+
+def test_a_bandit_begins_with_the_shipped_start_a_log_or_nothing(running, tmp_path):
+    reward = load_reward(None)
+    shipped = read_bandit(SHIPPED).learned
+    assert shipped > 1000
+    assert make_bandit(LearnedConfig(), reward, None).learned == shipped
+    assert make_bandit(LearnedConfig(warm=False), reward, None).learned == 0
+    assert (
+        make_bandit(LearnedConfig(bandit={"explore": "softmax"}), reward, None).learned == 0
+    )  # made with other options
+    logged = [e for e in read_log(running.store / "decisions.db") if e.reward is not None and not e.marks]
+    from_log = make_bandit(LearnedConfig(warm=str(running.store / "decisions.db")), reward, None)
+    assert from_log.learned == len(logged) >= 12
+    from_log.save(tmp_path / "kept.model")
+    assert make_bandit(LearnedConfig(), reward, tmp_path / "kept.model").learned == len(logged)  # its own comes first
+    with pytest.raises(BadRequest, match="no such file"):
+        make_bandit(LearnedConfig(warm=str(tmp_path / "none.db")), reward, None)

@@ -56,7 +56,7 @@ def deployed(hosts, tmp_path_factory):
         if not server_host.namespace:
             text = text.replace("0.0.0.0", server_host.address)
         (folder / name).write_text(text.replace("http: 127.0.0.1:8000", "http: null"))
-    for name, role in (("gateway", "gateway"), ("edge", "edge"), ("client", "client")):
+    for name, role in (("gateway", "gateway"), ("edge", "edge"), ("client", "client"), ("judge", "judge")):
         keygen(server, name, role)
     keygen(device, "phone", "device")
     shutil.copy(device / "keys" / "phone.pub", server / "keys")
