@@ -22,13 +22,13 @@ PAPER = {0.0: 1.0, 0.1: 0.97, 0.2: 0.958, 0.3: 0.944, 0.4: 0.932, 0.5: 0.915}  #
 LEAST_PAIRS = 8  # at or above a threshold
 
 
-def paired(rows: pl.DataFrame) -> pl.DataFrame:
+def paired(rows: pl.DataFrame, score: str = "score_attributes") -> pl.DataFrame:
     """Each cached start beside the same program, prompt and seed from noise: `base` and `base_source`, their scores."""
     import polars as pl
 
     keys = ["family", "split", "program", "prompt_index"]
     noise = rows.filter(pl.col("start_skipped").is_null()).select(
-        *keys, base=pl.col("score_attributes"), base_strict=pl.col("score_strict"),
+        *keys, base=pl.col(score), base_strict=pl.col("score_strict"),
         base_source=pl.col("score_source_attributes"),
     )  # fmt: skip
     return rows.filter(pl.col("start_skipped").is_not_null()).join(noise, on=keys, how="inner")

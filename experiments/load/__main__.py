@@ -25,17 +25,22 @@ def levels(
     router: Annotated[
         str | None, typer.Option(help="Metric set of the router whose word is taken; none: words only.")
     ] = None,
+    starts: Annotated[
+        list[Path] | None,
+        typer.Option(help="Runs of cached starts: their levels too, as far as the family's rule allows."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: where the package keeps it.")] = None,
     report: Annotated[Path | None, typer.Option(help="A Markdown file on how well levels are predicted.")] = None,
 ) -> None:
     """Measure a family's levels and fit how to predict their quality for a prompt."""
     import msgspec
 
-    from experiments.load.fit import fit
+    from experiments.load.fit import fit, with_starts
     from experiments.load.tables import prediction_table
     from experiments.provenance import write_result
     from relay.files import write_atomically
     from scheduler.load.prediction import shipped
+    from scheduler.load.similarity import read_rule
 
     loaded = None
     if router is not None:
@@ -43,6 +48,8 @@ def levels(
 
         loaded = Router.load(family, router)
     found, told = fit(store, family, metric, loaded, router)
+    if starts:
+        found = with_starts(found, starts, read_rule(found.family))
     path = out or shipped(family)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, msgspec.json.encode(found).decode() + "\n")

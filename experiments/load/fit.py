@@ -1,6 +1,10 @@
 """Measured levels of a family out of the outcome store, with how to predict them (`scheduler.load.prediction`).
 
 Fitted on train rows, ridge penalty chosen and calibrated on validation rows; what it is worth is told on test rows.
+
+Levels that begin from a cached latent come from a run of cached starts (`python -m experiments.cached_starts`): what such a
+start keeps of its program's quality, on pairs at least as alike as the family's rule asks for. Pairs are too few to say
+which prompts lose more by it, so each prompt keeps the same share of what is predicted for it from noise.
 """
 
 from __future__ import annotations
@@ -10,12 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.cached_starts.calibrate import LEAST_PAIRS, paired
 from experiments.simulate.scores import read_scores
 from relay.errors import BadRequest
+from relay.program import Program
+from scheduler.load.levels import drawn_alike, least_similarity
 from scheduler.load.prediction import FORMAT, Levels, Linear, MeasuredLevel, prompt_inputs, router_inputs
+from scheduler.load.similarity import Rule
+from scheduler.outcomes import SCORE, read_table
 
 if TYPE_CHECKING:
     from scheduler.router.router import Router
@@ -70,6 +80,63 @@ def fit(
         sample=np.round(sample, 4).tolist(), provenance=facts,
     )  # fmt: skip
     return levels, told
+
+
+def with_starts(levels: Levels, folders: Sequence[Path], rule: Rule) -> Levels:
+    """The levels, and behind them those that begin from a cached latent at a step that the rule allows. BadRequest where
+    the runs hold no such level of these programs."""
+    import polars as pl
+
+    found = [frame for folder in folders if not (frame := read_table(folder, "outcomes")).is_empty()]
+    rows = pl.concat(found, how="diagonal") if found else pl.DataFrame()
+    if rows.is_empty() or "start_skipped" not in rows.columns:
+        raise BadRequest(f"there are no rows of cached starts in {', '.join(map(str, folders))}")
+    rows = rows.filter((pl.col("family") == levels.family) & (pl.col("split") == "validation"))
+    kept: dict[tuple[int, int], tuple[float, int]] = {}  # (level, K) -> share of its quality, pairs
+    place = {drawn_alike(level.program): i for i, level in enumerate(levels.levels)}
+    for (text, skipped), of in paired(rows, SCORE + levels.metric).group_by(["program", "start_skipped"]):
+        level, program = place.get(drawn_alike(str(text))), Program.parse(str(text))
+        needs = least_similarity(rule, int(skipped), program.legs[0].steps_total)
+        if level is None or needs is None or int(skipped) >= program.legs[0].steps:
+            continue
+        alike = of.filter(pl.col("start_similarity") >= needs)
+        base = float(alike["base"].sum() or 0.0)
+        if len(alike) >= LEAST_PAIRS and base > 0:
+            share = min(1.0, float(alike[SCORE + levels.metric].sum()) / base)
+            kept[level, int(skipped)] = share, len(alike)
+    if not kept:
+        raise BadRequest(
+            f"no cached start of {levels.family}'s levels has {LEAST_PAIRS} validation pairs as alike as its rule asks for"
+        )
+    order, shares = sorted(kept), np.array([kept[key][0] for key in sorted(kept)])
+    of_level = [level for level, _ in order]
+    facts = levels.provenance | {
+        "starts": [
+            {"program": levels.levels[i].program, "skipped": skip, "kept": round(kept[i, skip][0], 5), "pairs": kept[i, skip][1]}
+            for i, skip in order
+        ]
+    }  # fmt: skip
+    return msgspec.structs.replace(
+        levels,
+        levels=levels.levels + [
+            MeasuredLevel(levels.levels[i].program, round(levels.levels[i].quality * float(share), 6), skip)
+            for (i, skip), share in zip(order, shares, strict=True)
+        ],
+        prompt_only=_more(levels.prompt_only, of_level, shares),
+        with_router=levels.with_router and _more(levels.with_router, of_level, shares),
+        sample=[[*row, *(round(row[i] * float(s), 4) for i, s in zip(of_level, shares, strict=True))] for row in levels.sample],
+        provenance=facts,
+    )  # fmt: skip
+
+
+def _more(linear: Linear, of: Sequence[int], shares: Floats) -> Linear:
+    """With further levels that keep these shares of levels `of`."""
+    coefficients = np.array(linear.coefficients)[list(of)] * shares[:, None]
+    intercept = np.array(linear.intercept)[list(of)] * shares
+    return msgspec.structs.replace(
+        linear, coefficients=linear.coefficients + np.round(coefficients, 6).tolist(),
+        intercept=linear.intercept + np.round(intercept, 6).tolist(),
+    )  # fmt: skip
 
 
 def _fitted(inputs: dict[str, Floats], drawn: dict[str, Floats]) -> tuple[Linear, dict[str, Any]]:

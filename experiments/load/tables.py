@@ -87,7 +87,9 @@ def prediction_table(levels: Levels, told: dict[str, Any]) -> str:
     ]  # fmt: skip
     for level in levels.levels:
         i, cells = programs.index(level.program), ""
-        for kind in kinds:
+        if level.skipped:  # so much of its program's, on every prompt; see `fit.with_starts`
+            cells = " |  |" * len(kinds)
+        for kind in kinds if not level.skipped else ():
             correlation = told[kind]["correlation_of_loss"][i]
             cells += f" {told[kind]['bias'][i]:+.4f} | {'' if correlation is None else f'{correlation:.2f}'} |"
         lines.append(f"| {short_name(Program.parse(level.program), level.skipped)} | {level.quality:.4f} |{cells}")

@@ -10,6 +10,7 @@ from nodes.deployment import CacheConfig
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.registry import Node, Registry
 from nodes.messages import Assign, CacheUse, Source
+from nodes.requests import ImageRequest
 
 
 def assignments(
@@ -34,7 +35,7 @@ def assignments(
                 next_key=after.key if after is not None else "", deadline_s=job.left_s,
                 checkpoint_every=checkpoint_every if node.register.checkpoints else 0,
                 checkpoint_to=_at(keeper, "put") if keeper is not None and keeper.name != node.name else None,
-                cache=_cache_use(job, cache) if node.role == "edge" and not i and point is None else None,
+                cache=cache_use(job, cache) if node.role == "edge" and not i and point is None else None,
                 preview_every=request.previews, degraded=job.degraded,
                 keep_image=request.keep_on_device and request.device == stretch.node,
             )
@@ -52,23 +53,21 @@ def _start(point: Point | None, node: Node, registry: Registry, gateway: Source)
     return msgspec.structs.replace(there, checkpoint=point.checkpoint)
 
 
-def _cache_use(job: Job, cache: CacheConfig) -> CacheUse | None:
+def cache_use(job: Job, cache: CacheConfig) -> CacheUse | None:
     """What a job that begins on an edge may take from the latent cache there, and leave in it.
 
-    It may start from it where its asker says so, where it fixes nothing and the deployment lets such requests, or where the
-    decision says how many steps it skips (under pressure). An asker's `cache: false` is neither started nor kept.
+    It may start from it where its asker says so, or, where it fixes nothing, where the deployment lets such requests or its
+    level skips some steps (under pressure): so many at most. An asker's `cache: false` is neither started nor kept.
     """
     asked = job.request.cache
     if cache.scope == "off" or asked is False:
         return None
     assert job.program is not None
     most = job.program.legs[0].last - 1
-    if not asked and job.request.fixes_start:
+    if not may_start(job.request, cache):
         most = 0
-    elif job.skip is not None:
-        most = min(most, job.skip)
     elif not asked and cache.starts == "asked":
-        most = 0
+        most = min(most, job.skip or 0)
     owner = hashlib.blake2b(job.tenant.encode(), digest_size=12).hexdigest()
     return CacheUse(owner=owner, most=most, nth=job.number)
 
@@ -76,6 +75,11 @@ def _cache_use(job: Job, cache: CacheConfig) -> CacheUse | None:
 def _handed(before: Node) -> Source:
     """From the stretch before: nobody can dial a device, so it dials and puts."""
     return _at(before, "put" if before.role == "device" else "fetch")
+
+
+def may_start(request: ImageRequest, cache: CacheConfig) -> bool:
+    """Whether a request may begin from a cached latent at all: it asks to, or fixes nothing that this would change."""
+    return cache.scope != "off" and request.cache is not False and bool(request.cache or not request.fixes_start)
 
 
 def _at(node: Node, kind: str) -> Source:

@@ -23,6 +23,7 @@ import numpy as np
 
 from nodes.gateway.registry import Registry, state_of
 from nodes.requests import ImageRequest, Refusal
+from nodes.stages import Stage
 from relay.errors import BadRequest, RelayError
 from relay.program import Program
 from scheduler.features import PRICE
@@ -45,17 +46,20 @@ _KEPT = 4096  # prompts that were read
 @dataclass(frozen=True)
 class Leave:
     """What a job may be served with. `notes` go into the decision's context, `told` into its log; both empty where nothing
-    is held back."""
+    is held back. `skips`: program -> steps that it may skip from a cached latent, of levels that do."""
 
     programs: list[Program]
     notes: dict[str, float] = field(default_factory=dict)
     told: dict[str, Any] | None = None
+    skips: dict[str, int] = field(default_factory=dict)
 
 
 class LoadControl:
-    """`settings` as in `load:`; `start` before anything else. BadRequest where a program on offer has no measured quality."""
+    """`settings` as in `load:`; `start` before anything else. BadRequest where a program on offer has no measured quality.
+    `cached`: whether the deployment keeps latents, so that levels which start from them are of use."""
 
-    def __init__(self, settings: LoadSettings, registry: Registry, seed: int | None = None):
+    def __init__(self, settings: LoadSettings, registry: Registry, seed: int | None = None, cached: bool = False):
+        self.cached = cached
         self.settings, self.registry, self.rng = settings, registry, np.random.default_rng(seed)
         self.admission = Admission(settings)
         self.counters: Counter[str] = Counter()
@@ -63,7 +67,7 @@ class LoadControl:
         self.works: list[Work] = []
         # a family's, which of them are on offer, and whether the router here is the one they were fitted with
         self._levels: list[tuple[Levels, list[int], bool]] = []
-        self._index: dict[str, int] = {}  # a program's text -> its level
+        self._index: dict[tuple[str, int], int] = {}  # a program's text and the steps that it skips -> its level
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._last_s = 0.0  # CPU time of the last period
 
@@ -71,21 +75,24 @@ class LoadControl:
         self, offered: Sequence[Program], sizes: tuple[dict[str, int], dict[str, int]],
         routers: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """Levels are the programs on offer. `sizes`: bytes of a latent and of a picture, by family. `routers`: family ->
-        version of the router that reads prompts here; another than the levels were fitted with is done without."""
+        """Levels are the programs on offer, and their measured starts from cached latents. `sizes`: bytes of a latent and of a
+        picture, by family. `routers`: family -> version of the router that reads prompts here; another than the levels were
+        fitted with is done without."""
         samples, routers = [], routers or {}
         for family in dict.fromkeys(program.family for program in offered):
             where = Path(self.settings.levels) if self.settings.levels else shipped(family)
             found = read_levels(where, family)
-            texts = [level.program for level in found.levels]
-            mine = [program for program in dict.fromkeys(offered) if program.family == family]
-            for program in mine:
-                if str(program) not in texts:
+            known = {(level.program, level.skipped): i for i, level in enumerate(found.levels)}
+            mine = [(program, 0) for program in dict.fromkeys(offered) if program.family == family]
+            for program, _ in mine:
+                if (str(program), 0) not in known:
                     raise BadRequest(f"load: {program} is on offer and has no measured quality in {where}")
-            picked = [texts.index(str(program)) for program in mine]
-            for program in mine:
-                self._index[str(program)] = len(self.works)
-                self.works.append(Work(program, 0, sizes[0][family], sizes[1][family]))
+            texts = {str(program): program for program, _ in mine}
+            mine += [(texts[text], skip) for text, skip in known if self.cached and skip and text in texts]
+            picked = [known[str(program), skip] for program, skip in mine]
+            for program, skip in mine:
+                self._index[str(program), skip] = len(self.works)
+                self.works.append(Work(program, skip, sizes[0][family], sizes[1][family]))
             fits = found.router_version is not None and found.router_version == routers.get(family)
             self._levels.append((found, picked, fits))
             samples.append(np.array(found.sample)[:, picked])
@@ -125,35 +132,46 @@ class LoadControl:
         self.admission.taken(job, tenant, seconds)
 
     def ended(self, job: Job) -> None:
-        """However it ended."""
+        """However it ended. Of a start that was allowed from a cached latent it is learned what it spared."""
         self.admission.ended(job.id)
+        level = self._index.get((str(job.program), job.skip or 0))
+        if job.skip and level is not None and job.began_at is None and job.stage is Stage.DONE:
+            start = (job.report or {}).get("start") or {}
+            assert self.controller is not None
+            self.controller.started(level, start.get("skipped", 0) / job.skip)
 
     # --- a job is placed ---
 
-    def allowed(self, job: Job, programs: list[Program]) -> Leave:
-        """What is left of `programs`. One program is the request's own choice, or what it began with."""
+    def allowed(self, job: Job, programs: list[Program], starts: bool = False) -> Leave:
+        """What is left of `programs`. One level is the request's own choice, or what it began with. `starts`: whether it may
+        begin from a cached latent."""
         assert self.controller is not None
-        indices = [self._index.get(str(program)) for program in programs]
-        if len(programs) < 2 or None in indices:
+        texts = {str(program) for program in programs}
+        mine = [i for (text, skip), i in self._index.items() if text in texts and (starts or not skip)]
+        if len(mine) < 2 or any((text, 0) not in self._index for text in texts):
             return Leave(programs)
         stations = self.stations(without=job.id)
         own = job.left_s if job.request.deadline_ms else self.settings.deadline_s - (time.monotonic() - job.accepted)
-        found = self.controller.allow(self._predicted(job.request.prompt), own, stations)
+        found = self.controller.allow(self._predicted(job.request.prompt), own, stations, mine)
         if not found.pressed:
             return Leave(programs)
-        mine = [i for i in indices if i is not None]
-        left = [i for i in found.levels if i in mine]
-        if not left:  # accepted, and now none is expected in time, or those of another family: the soonest may yet be
-            left = [min(mine, key=lambda i: found.ends_s[i])]
+        # accepted, and now none is expected in time: the soonest may yet be
+        left = list(found.levels) or [min(mine, key=lambda i: found.ends_s[i])]
         self.counters["pressed"] += 1
         prices = {name: round(price, 6) for name, price in self.controller.prices.items() if price > 0}
         notes = {"pressed": 1.0, **{f"{PRICE}{name}": price for name, price in prices.items()}, **self._shares()}
-        told = {
-            "allowed": [str(self.works[i].program) for i in left], "prices": prices,
-            "level": None if found.level is None else str(self.works[found.level].program),
-            "wanted": None if found.wanted is None else str(self.works[found.wanted].program),
+        skips: dict[str, int] = {}  # of a program that is left with several K: the level's own, else the safest
+        for i in sorted(left, key=lambda i: (i != found.level, self.works[i].skipped)):
+            skips.setdefault(str(self.works[i].program), self.works[i].skipped)
+        told: dict[str, Any] = {
+            "allowed": list(skips), "prices": prices,
+            "level": None if found.level is None else str(self.works[found.level]),
+            "wanted": None if found.wanted is None else str(self.works[found.wanted]),
         }  # fmt: skip
-        return Leave([program for program, i in zip(programs, mine, strict=True) if i in left], notes, told)
+        skips = {text: skip for text, skip in skips.items() if skip}
+        if skips:
+            told["skips"] = skips
+        return Leave([program for program in programs if str(program) in told["allowed"]], notes, told, skips)
 
     def _shares(self) -> dict[str, float]:
         """The plan's share of each mode, for the router's budget: rounded up, so that few budgets are worked out."""
@@ -210,7 +228,7 @@ class LoadControl:
         """Levels of these programs; one that a request made up has no measured quality, and its work is known all the same."""
         found = []
         for program in programs:
-            index = self._index.get(str(program))
+            index = self._index.get((str(program), 0))
             found.append(Work(program) if index is None else self.works[index])
         return found
 
@@ -223,11 +241,12 @@ class LoadControl:
             "deadline_s": self.settings.deadline_s, "pressed": control.pressed, "demand_per_s": round(control.demand, 3),
             "shed_per_s": round(float(plan.shed.sum()), 4) if plan is not None else None,
             "shares": {
-                str(work.program): round(float(share), 4)
+                str(work): round(float(share), 4)
                 for work, share in zip(self.works, control.shares(), strict=True) if share > 0
             },
             "prices": {name: round(price, 5) for name, price in control.prices.items()},
             "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
             "reads": "prompt and router" if all(fits for *_, fits in self._levels) else "prompt",
+            "starts": {str(self.works[i]): round(control.starts.rate(i), 3) for i in map(int, control.starts.cached)},
             "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
         }  # fmt: skip

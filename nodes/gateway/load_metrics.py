@@ -42,3 +42,10 @@ class LoadMetrics(Collector):
         for name, price in told["prices"].items():
             prices.add_metric([name], price)
         yield prices
+        rates = GaugeMetricFamily(
+            "relay_load_start_rate", "Share of its skipped steps that a level's starts from cached latents spare",
+            labels=["level"],
+        )  # fmt: skip
+        for level, rate in told["starts"].items():
+            rates.add_metric([level], rate)
+        yield rates

@@ -15,7 +15,7 @@ from typing import Any
 
 from nodes.deployment import CacheConfig, GatewayConfig
 from nodes.depot import CHECKPOINT
-from nodes.gateway.assignments import assignments
+from nodes.gateway.assignments import assignments, may_start
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.load import Leave, LoadControl
@@ -54,7 +54,9 @@ class Placer:
         point = job.best_point(self.registry.alive_names) if job.program else None
         programs = [job.program] if job.program and (point or job.request.fixes) else job.programs
         first = point.leg if point else 0
-        leave = Leave(programs) if self.load is None or point else self.load.allowed(job, programs)
+        leave = Leave(programs)
+        if self.load is not None and point is None:
+            leave = self.load.allowed(job, programs, may_start(job.request, self.cache))
         actions = actions_for(job, leave.programs, self.registry.ready(), first)
         if not actions and leave.told:  # what is left cannot be placed, a device that is gone, say: all of it may
             leave = Leave(programs)
@@ -99,6 +101,7 @@ class Placer:
         decided = job.program is not None and (point is not None or job.request.fixes)
         chosen = self.decider.decide(job, context, left_over, resumed=decided, load=leave.told if leave else None)
         action = actions[left_over.index(chosen.action)]
+        job.skip = leave.skips.get(str(action.program)) if leave else None
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first), point)
         self.timeline.placed(job, left, waited)

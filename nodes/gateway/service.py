@@ -101,7 +101,7 @@ class Gateway:
         await asyncio.to_thread(load_decider, self.decider, self.config, dispatcher.planner.families)
         log.info("on offer: %s", "; ".join(map(str, offered)))
         if self.config.load is not None:
-            load = LoadControl(self.config.load, self.registry)
+            load = LoadControl(self.config.load, self.registry, cached=self.deployment.caching.scope != "off")
             sizes = dispatcher.planner.default_sizes()
             await asyncio.to_thread(load.start, offered, sizes, self.decider.router_versions)
             dispatcher.control(load)

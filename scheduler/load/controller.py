@@ -10,6 +10,9 @@ bear. Where all prompts that come would want otherwise than planned, `shift` mov
 to the next safer level, a deficit pulls from the nearest safer one. Between two periods the nodes' queues say more than
 any plan: a level that would end too late is not allowed, and where none would keep the deadline, nothing is.
 
+Levels that begin from a cached latent are planned and chosen by what is expected of them, which every period learns
+anew from what the starts of earlier ones spared (`starts`); without such levels nothing of that is there.
+
 Without pressure (no price, nothing shed, the safest level in time) every level is allowed: nothing is changed.
 """
 
@@ -30,6 +33,7 @@ from scheduler.load.planning import best_plan, kind
 from scheduler.load.settings import LoadSettings
 from scheduler.load.shift import shift
 from scheduler.load.solver import Plan
+from scheduler.load.starts import Starts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -80,16 +84,21 @@ class Controller:
             raise BadRequest(f"{len(works)} levels need predicted qualities of some prompts at each of them")
         if not np.isfinite(known).all():
             raise BadRequest("a level's predicted quality is no number")
-        self.settings, self.works, self.rng = settings, tuple(works), rng
+        self.settings, self.rng = settings, rng
+        self.starts = Starts(works)
+        self._rates = self.starts.rates()
+        self.works = self.starts.works(self._rates)
+        known = self.starts.bounded(known)
         self.estimator = LoadEstimator(settings.period_s, settings.rise, settings.fall, settings.arrivals_quantile)
-        self.safest_first = np.argsort(-known.mean(0), kind="stable")
         self.classes = min(settings.classes, len(known))
         bears = _bears(known)
         self._bounds = np.quantile(bears, np.arange(1, self.classes) / self.classes)
         of = np.searchsorted(self._bounds, bears, side="right")
-        self.quality = np.stack(
+        self._known = np.stack(
             [known[of == c].mean(0) if (of == c).any() else known.mean(0) for c in range(self.classes)]
-        )
+            + [known.mean(0)]
+        )  # (classes + 1, L), the last of all together
+        self._expect()
         self._recent: deque[NDArray[np.float64]] = deque(known[-RECENT:], maxlen=RECENT)
         self._came = 0
         self._plans: dict[tuple[object, ...], Found] = {} if plans is None else plans
@@ -107,24 +116,35 @@ class Controller:
     def arrived(self, quality: ArrayLike, count: int = 1) -> None:
         """A request came whose predicted quality at each level is (L,)."""
         self._came += count
-        self._recent.append(np.asarray(quality, float))
+        self._recent.append(self.starts.bounded(np.asarray(quality, float)))
 
-    def allow(self, quality: ArrayLike, left_s: float, stations: Sequence[Station]) -> Allowed:
-        """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`."""
-        predicted = np.asarray(quality, float)
+    def started(self, level: int, share: float) -> None:
+        """A request that was put to this level began at this share of the steps that it skips; 0 of a miss."""
+        self.starts.observe(level, share)
+
+    def allow(
+        self, quality: ArrayLike, left_s: float, stations: Sequence[Station], among: Sequence[int] | None = None
+    ) -> Allowed:  # fmt: skip
+        """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`. `among`: the levels
+        that may serve it at all; a request that fixes its seed begins from no cached latent."""
+        predicted = self.starts.expected(self.starts.bounded(np.asarray(quality, float)), self._rates)
+        open_ = np.zeros(len(self.works), bool)
+        open_[list(range(len(self.works)) if among is None else among)] = True
         holding: Holding = {}
         ends = np.array([ends_s(work, stations, holding)[0] for work in self.works])
-        in_time = ends <= self.settings.margin * left_s
+        in_time = (ends <= self.settings.margin * left_s) & open_
         if not in_time.any():  # the margin is for those who come next; one who would just be in time is not sent away
-            in_time = ends <= left_s
-        told = tuple(ends.tolist())
-        if not self.pressed and in_time[self.safest_first[0]]:
-            return Allowed(int(self.safest_first[0]), tuple(range(len(self.works))), told, False)
+            in_time = (ends <= left_s) & open_
+        told, safest = tuple(ends.tolist()), int(self.safest_first[open_[self.safest_first]][0])
+        if not self.pressed and in_time[safest]:
+            return Allowed(safest, tuple(np.flatnonzero(open_).tolist()), told, False)
         if not in_time.any():
             return Allowed(None, (), told, True)
-        worth = predicted - self.cost
+        worth = np.where(open_, predicted - self.cost, -np.inf)
         wanted = int(worth.argmax())
         level = int(self.rng.choice(len(self.works), p=self.moves[wanted]))
+        if not open_[level] and open_[self.starts.noise[level]]:
+            self.started(level, 0.0)
         if not in_time[level]:
             level = int(np.where(in_time, worth, -np.inf).argmax())
         close = (predicted >= predicted[level] - self.settings.tolerance) & (self.cost <= self.cost[level] + 1e-12)
@@ -171,13 +191,17 @@ class Controller:
         self._came = 0
         asked = np.stack(tuple(self._recent))
         of = np.searchsorted(self._bounds, _bears(asked), side="right")
+        if (rates := self.starts.rates()) != self._rates:
+            self._rates, self.works = rates, self.starts.works(rates)
+            self._expect()
         # in whole classes: as they were made, one each; finer and the chance of the draw would ask for plans of its own
         parts = np.round(self.classes * np.bincount(of, minlength=self.classes) / len(asked)).astype(int)
         demand = self.demand
         bucket = math.ceil(math.log(demand) / math.log(FINE)) if demand > 0 else None
         fleet = tuple(map(kind, stations))
         per_s = parts / max(parts.sum(), 1) * (FINE**bucket if bucket is not None else 0.0)
-        return Asking(tuple(stations), asked, per_s, (fleet, bucket, *parts.tolist()))
+        asked = self.starts.expected(asked, self._rates)
+        return Asking(tuple(stations), asked, per_s, (fleet, bucket, *parts.tolist(), *self._rates))
 
     def known(self, asking: Asking) -> Found | None:
         """What was solved for the same before."""
@@ -188,8 +212,8 @@ class Controller:
         if len(self._plans) >= MOST_PLANS:
             self._plans.clear()
         self._plans[asking.key] = found
-        if asking.key[0] != self._worked:
-            self._worked, self._work_s = asking.key[0], self._mean_work(asking.stations)
+        if (worked := (asking.key[0], self._rates)) != self._worked:
+            self._worked, self._work_s = worked, self._mean_work(asking.stations)
         if isinstance(found, str):
             self.plan, self.why_not = None, found
             self.cost, self.moves = np.zeros(len(self.works)), np.eye(len(self.works))
@@ -205,6 +229,12 @@ class Controller:
             return best_plan(asking.stations, self.works, self.quality, asking.per_s, self.settings)
         except BadRequest as error:
             return str(error)
+
+    def _expect(self) -> None:
+        """Expected quality of each class (classes, L), and levels from the safest on; from noise before a cached start."""
+        *each, mean = self.starts.expected(self._known, self._rates)
+        self.quality = np.stack(each)
+        self.safest_first = np.lexsort((self.starts.skipped, -mean))
 
     def _costs(self, stations: Sequence[Station]) -> NDArray[np.float64]:
         """(L,): each leg's work at the prices of the node that does it cheapest; what nobody can do costs all."""

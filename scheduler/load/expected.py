@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relay.batching import NEARLY_BEST, StepTimes
 from relay.errors import BadRequest
@@ -27,12 +27,13 @@ HALF_DONE = 0.5  # of what a node walks at a moment, on average
 @dataclass(frozen=True)
 class Work:
     """A level as nodes and links see it: a program, how many steps of its first leg a cached latent spares, and the bytes of
-    its latent and of its picture."""
+    its latent and of its picture. `rate`: the share of these steps that is spared on average, see `scheduler.load.starts`."""
 
     program: Program
     skipped: int = 0
     latent_bytes: float = 0.0
     image_bytes: float = 0.0
+    rate: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.skipped < self.program.legs[0].steps:
@@ -40,10 +41,22 @@ class Work:
 
     @cached_property
     def legs(self) -> tuple[tuple[str, int], ...]:
-        """(member, steps) of each leg."""
+        """(member, steps) of each leg, all of `skipped` spared."""
+        return self._less(self.skipped)
+
+    @cached_property
+    def surest(self) -> tuple[tuple[str, int], ...]:
+        """Of each leg, whatever the cache has: what a deadline is reckoned with."""
+        return self.legs if self.rate >= 1 else self._less(0)
+
+    @cached_property
+    def mean(self) -> tuple[tuple[str, float], ...]:
+        """Of each leg, as many spared as are on average: what a node's time is reckoned with."""
+        return self.legs if self.rate >= 1 else self._less(self.rate * self.skipped)
+
+    def _less(self, spared: Any) -> tuple[tuple[str, Any], ...]:
         legs = [(leg.member, leg.steps) for leg in self.program.legs]
-        legs[0] = (legs[0][0], legs[0][1] - self.skipped)
-        return tuple(legs)
+        return ((legs[0][0], legs[0][1] - spared), *legs[1:])
 
     def __str__(self) -> str:
         return f"{self.program}" + (f" from step {self.skipped}" if self.skipped else "")
@@ -123,8 +136,8 @@ def ends_s(work: Work, stations: Iterable[Station], holding: Holding | None = No
     """
     holding = {} if holding is None else holding
     there, at, names, before = list(stations), 0.0, [], None
-    for number, (member, steps) in enumerate(work.legs):
-        family, last = work.program.family, number == len(work.legs) - 1
+    for number, (member, steps) in enumerate(work.surest):
+        family, last = work.program.family, number == len(work.surest) - 1
         best: tuple[float, Station] | None = None
         if (family, member) not in holding:
             holding[family, member] = _holders(there, family, member)
@@ -163,13 +176,14 @@ def pools(stations: Sequence[Station], batch: int) -> tuple[Pool, ...]:
 
 
 def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad:
-    """What a request of this level takes of each node, at a batch of at most `batch`: of its time, and of the clock.
+    """What a request of this level takes of each node, at a batch of at most `batch`: of its time, and of the clock. A
+    cached level's time is the mean over hits and misses, its clock a miss's.
 
     A node's link works beside it, so that of its time a request takes what the slower of both needs. For nodes that mix
     levels, some bound by the link and some by the node, that plans a little too little rather than too much.
     """
     family, legs = work.program.family, []
-    for number, (member, steps) in enumerate(work.legs):
+    for number, ((member, steps), (_, mean)) in enumerate(zip(work.surest, work.mean, strict=True)):
         busy, latency = {}, {}
         for station in _holders(stations, family, member):
             seconds, best = station.times(family, member)
@@ -183,7 +197,7 @@ def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad
             received = station.send_s(work.latent_bytes) if number else 0.0
             leaves = work.image_bytes if number == len(work.legs) - 1 else work.latent_bytes
             line_s = max(leaves, work.latent_bytes if number else 0.0) / station.bytes_per_s
-            busy[station.name] = max(steps * seconds[size] / size + ends, line_s)
+            busy[station.name] = max(mean * seconds[size] / size + ends, line_s)
             latency[station.name] = steps * seconds[size] + ends + sent + received
         legs.append(Leg(busy, latency))
     return LevelLoad(str(work), tuple(legs))

@@ -82,7 +82,7 @@ def lattice(
     found = []
     for (text, skipped), of in rows.group_by(["program", "start_skipped"], maintain_order=True):
         program, skip = Program.parse(str(text)), int(skipped or 0)
-        needs = _needs(rule, skip, program.legs[0].steps_total)
+        needs = least_similarity(rule, skip, program.legs[0].steps_total)
         if skip and needs is None:
             continue
         if needs is not None:
@@ -108,7 +108,7 @@ def _rows(family: str, folders: Sequence[Path], split: str) -> pl.DataFrame:
     if not rows.is_empty():  # one T: a level of another would be measured against another full-cloud
         total = rows.filter(pl.col("mode") == "full-cloud")["steps_total"].mode().min()
         rows = rows.filter(pl.col("steps_total") == total)
-    alike = {text: _drawn_alike(text) for text in rows["program"].unique()}
+    alike = {text: drawn_alike(text) for text in rows["program"].unique()}
     rows = rows.with_columns(pl.col("program").replace_strict(alike, return_dtype=pl.String) if alike else "program")
     if METRIC not in rows.columns or rows.is_empty():
         known = ", ".join(sorted({name for frame in frames for name in frame["family"].unique()}))
@@ -119,7 +119,7 @@ def _rows(family: str, folders: Sequence[Path], split: str) -> pl.DataFrame:
     return beside.filter(pl.col(METRIC).is_not_null() & pl.col(METRIC).is_not_nan())
 
 
-def _drawn_alike(text: str) -> str:
+def drawn_alike(text: str) -> str:
     """One text for programs that draw alike: nothing is matched or coded where there is but one leg."""
     program = Program.parse(text)
     if len(program.legs) > 1:
@@ -139,7 +139,7 @@ def _curves(family: str, folders: Sequence[Path]) -> dict[str, dict[int, float]]
     raise BadRequest(f"no run of {', '.join(map(str, folders))} has step times of {family}")
 
 
-def _needs(rule: Rule, skipped: int, total: int) -> float | None:
+def least_similarity(rule: Rule, skipped: int, total: int) -> float | None:
     """The least similarity at which so many steps may be skipped; None where never, or none are."""
     allowed = [least for least, share in rule.steps if skipped and skip_of(share, total) >= skipped]
     return min(allowed, default=None)

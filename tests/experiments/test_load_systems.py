@@ -106,6 +106,56 @@ def test_levels_are_predicted_for_prompts_and_their_file_is_checked(config, case
         read_levels(config.parent / "tiny.json", "mini-sd3")
 
 
+def start_rows(pairs=40):
+    """Rows of cached starts: what full-cloud keeps falls with K and rises with similarity."""
+    rows = []
+    for split in ("validation", "test"):
+        for i in range(pairs):
+            similarity = 0.6 + 0.4 * i / pairs
+            same = {"method": "program", "family": "tiny", "program": FULL, "mode": "full-cloud", "steps_total": 20,
+                    "split": split, "prompt_index": i, "seed": i, "prompt": f"{i}", "complexity": "2", "score_strict": 0.0,
+                    "score_source_attributes": 0.0}  # fmt: skip
+            rows.append(same | {"score_attributes": 0.8})
+            rows += [
+                same | {"start_prompt": "x", "start_seed": i, "start_skipped": skip, "start_similarity": similarity,
+                        "score_attributes": 0.8 - 0.02 * skip * (1 - similarity)}
+                for skip in (2, 4, 10)
+            ]  # fmt: skip
+    return rows
+
+
+def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config, tmp_path):
+    starts, out = tmp_path / "starts", tmp_path / "tiny.json"
+    write_unit(starts, "outcomes", "all", start_rows())
+    asked = [
+        "levels",
+        "tiny",
+        "--store",
+        str(config.parent),
+        "--out",
+        str(out),
+        "--report",
+        str(tmp_path / "levels.md"),
+    ]
+    app([*asked, "--starts", str(starts)], standalone_mode=False)
+    plain, found = read_levels(config.parent / "tiny.json"), read_levels(out)
+    assert [(level.program, level.skipped) for level in found.levels[4:]] == [
+        (FULL, 2),
+        (FULL, 4),
+    ]  # of K = 10: five pairs
+    for level, alike in zip(found.levels[4:], (0.65, 0.75), strict=True):  # the paper's least similarities
+        kept = [1 - 0.02 * level.skipped * (0.4 - 0.4 * i / 40) / 0.8 for i in range(40) if 0.6 + 0.4 * i / 40 >= alike]
+        assert level.quality == pytest.approx(plain.levels[0].quality * np.mean(kept), rel=1e-4)
+    easy = found.predict(["new one with the word 'NO'"])[0]
+    assert easy[0] > easy[4] > easy[5]
+    assert np.array(found.sample).shape == (len(plain.sample), 6)
+    assert found.provenance["starts"][0]["pairs"] == 35
+    assert "full-cloud from 2" in (tmp_path / "levels.md").read_text()
+    write_unit(tmp_path / "none", "outcomes", "all", [row for row in start_rows() if row["prompt_index"] < 3])
+    with pytest.raises(BadRequest, match="no cached start of tiny's levels has 8 validation pairs"):
+        app([*asked, "--starts", str(tmp_path / "none")], standalone_mode=False)
+
+
 def test_capacity_is_what_the_curves_say(case):
     per_s, alone = case.capacity("three")
     most = 8 / CURVE[8] / 20

@@ -64,3 +64,129 @@ def test_what_is_on_offer_must_have_been_measured(levels):
     lacking = LoadControl(LoadSettings(deadline_s=2.0, levels="nowhere.json"), Registry(1.0))
     with pytest.raises(BadRequest, match=r"no measured levels in nowhere\.json"):
         lacking.start([Program.parse(levels.levels[0].program)], SIZES)
+
+
+# --- levels that begin from a cached latent ---
+
+
+@pytest.fixture(scope="module")
+def with_starts(levels, tmp_path_factory):
+    """A file of the shipped levels, and full-cloud from step 14 that keeps nearly everything."""
+    import msgspec
+
+    from scheduler.load.prediction import MeasuredLevel
+
+    def more(linear):
+        return msgspec.structs.replace(
+            linear, coefficients=[*linear.coefficients, [0.99 * c for c in linear.coefficients[0]]],
+            intercept=[*linear.intercept, 0.99 * linear.intercept[0]],
+        )  # fmt: skip
+
+    full = levels.levels[0]
+    path = tmp_path_factory.mktemp("starts") / "levels.json"
+    path.write_bytes(
+        msgspec.json.encode(
+            msgspec.structs.replace(
+                levels, levels=[*levels.levels, MeasuredLevel(full.program, 0.99 * full.quality, 14)],
+                prompt_only=more(levels.prompt_only), with_router=more(levels.with_router),
+                sample=[[*row, 0.99 * row[0]] for row in levels.sample],
+            )
+        )
+    )  # fmt: skip
+    return str(path)
+
+
+def job_of(control, **words):
+    import time
+
+    from nodes.gateway.jobs import Job
+
+    now = time.monotonic()
+    request = ImageRequest(**({"prompt": EASY} | words))
+    return Job("j", "r", 0, "t", 1, request, now, now + 60, [work.program for work in control.works], 1)
+
+
+def pressed(path, cached, edges=2):
+    """Two edges asked for far more than they can do; full-cloud alone is on offer."""
+    from nodes.messages import Holding, Register
+
+    curve = {1: 0.05, 2: 0.1, 4: 0.2, 8: 0.4}
+    registry = Registry(60.0)
+    for i in range(edges):
+        holding = Holding(
+            family="mini-sd3", members=("large",), decodes=True, fingerprint={}, curves={"large": curve},
+            encode_s=0.0, decode_s=0.0,
+        )  # fmt: skip
+        said = Register(name=f"edge-{i}", session="s", holdings=(holding,), batch=8, queue=64, data_address="tcp://x")
+        registry.register(said, "edge", f"key-{i}", b"id")
+    control = LoadControl(LoadSettings(deadline_s=6.0, levels=path), registry, seed=0, cached=cached)
+    control.start([control_full(path)], SIZES)
+    for _ in range(5):
+        for _ in range(3):
+            control.controller.arrived(control._predicted(EASY))
+        control.controller.control(control.stations())
+    return control
+
+
+def control_full(path):
+    from pathlib import Path
+
+    return Program.parse(read_levels(Path(path), "mini-sd3").levels[0].program)
+
+
+def test_a_level_that_skips_steps_is_assigned_where_the_request_may_and_told(with_starts):
+    control = pressed(with_starts, cached=True)
+    (full,) = {work.program for work in control.works}
+    assert [work.skipped for work in control.works] == [0, 14]
+    assert control.controller.pressed
+    leave = control.allowed(job_of(control), [full], starts=True)
+    assert leave.programs == [full]
+    assert leave.skips == {str(full): 14}
+    assert leave.told["level"] == f"{full} from step 14"
+    assert leave.told["skips"] == {str(full): 14}
+    assert leave.told["allowed"] == [str(full)]
+    assert control.told()["starts"] == {f"{full} from step 14": pytest.approx(0.5, abs=0.2)}
+    assert control.allowed(job_of(control, seed=3), [full], starts=False).skips == {}
+
+
+def test_without_a_cache_such_levels_are_none(with_starts):
+    control = pressed(with_starts, cached=False)
+    assert [work.skipped for work in control.works] == [0]
+    assert control.told()["starts"] == {}
+
+
+def test_what_a_start_spared_is_learned_at_its_end(with_starts):
+    from nodes.stages import Stage
+
+    control = pressed(with_starts, cached=True)
+    before = control.controller.starts.rate(1)
+    for spared in (14, 7, None):
+        job = job_of(control)
+        job.program, job.skip, job.stage = control.works[1].program, 14, Stage.DONE
+        job.report = {"start": {"skipped": spared} if spared else None}
+        control.ended(job)
+        after = control.controller.starts.rate(1)
+        assert (after > before) == (spared == 14)
+        before = after
+
+
+@pytest.mark.parametrize(
+    ("words", "skip", "starts", "most"),
+    [
+        ({}, None, "asked", 0), ({}, 14, "asked", 14), ({"seed": 1}, 14, "asked", 0),
+        ({"seed": 1, "cache": True}, None, "asked", 27), ({"cache": True}, 14, "asked", 27),
+        ({"cache": False}, 14, "asked", None), ({}, 14, "open", 27),
+    ],
+)  # fmt: skip
+def test_who_may_start_from_a_cached_latent_and_where(levels, words, skip, starts, most):
+    from nodes.deployment import CacheConfig
+    from nodes.gateway.assignments import cache_use, may_start
+
+    control = started(levels)
+    job, cache = job_of(control, **words), CacheConfig(starts=starts)
+    job.program, job.skip = control.works[0].program, skip
+    use = cache_use(job, cache)
+    assert (use and use.most) == most
+    assert may_start(job.request, cache) == (words.get("cache", "seed" not in words))
+    assert cache_use(job, CacheConfig(scope="off")) is None
+    assert not may_start(job.request, CacheConfig(scope="off"))

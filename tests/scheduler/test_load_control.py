@@ -181,6 +181,99 @@ def test_prices_are_a_feature_and_shares_a_budget_only_under_pressure():
     assert (budget.full, budget.relay) == (0.25, 0.5)
 
 
+# --- starts from cached latents ---
+
+
+def with_cached(keeps=0.98, **options):
+    """The levels, and full-cloud from step 15 of 20, which keeps so much."""
+    works = [*WORKS, Work(WORKS[0].program, 15)]
+    known = sample()
+    known = np.concatenate([known, known[:, :1] * keeps], axis=1)
+    return Controller(LoadSettings(deadline_s=2.0, **options), works, known, np.random.default_rng(0)), known
+
+
+def under_load(control, known, per_s=40, seconds=25, spared=None, among=None):
+    """The last second's allowed; `spared`: the share of K that each start at the cached level turned out to spare."""
+    rng = np.random.default_rng(1)
+    for _ in range(seconds):
+        last = []
+        for quality in known[rng.integers(len(known), size=per_s)]:
+            control.arrived(quality)
+            last.append(control.allow(quality, 2.0, stations(), among))
+            if spared is not None and last[-1].level == 3:
+                control.started(3, spared)
+        control.control(stations())
+    return last
+
+
+def test_cached_starts_that_spare_work_are_used_and_those_that_miss_give_way_to_other_levels():
+    from scheduler.load.planning import best_plan
+
+    control, known = with_cached()
+    hits = np.array([each.level for each in under_load(control, known, spared=1.0)])
+    assert control.starts.rate(3) > 0.9
+    assert (hits == 3).any()
+    missing, _ = with_cached()
+    under_load(missing, known, spared=0.0)
+    assert missing.starts.rate(3) < 0.4
+    asked = np.full(control.classes, 20 / control.classes)
+    plans = [best_plan(stations(), each.works, each.quality, asked, each.settings)[0] for each in (control, missing)]
+    shares = [plan.served[:, 3].sum() / plan.served.sum() for plan in plans]
+    assert shares[0] > 0.05
+    assert plans[0].quality > plans[1].quality + 0.005
+
+
+def test_what_is_expected_of_a_cached_level_lies_between_a_hit_and_a_miss_and_its_clock_is_a_misss():
+    from scheduler.load.expected import level_load
+
+    cold, warm = WORKS[0], Work(WORKS[0].program, 10)
+    half = Work(WORKS[0].program, 10, rate=0.5)
+    fleet = stations(devices=0)
+    loads = {each: level_load(each, fleet, 4).legs[0] for each in (cold, half, warm)}
+    busy = [leg.busy_s["edge-0"] for leg in loads.values()]
+    assert busy[1] == pytest.approx((busy[0] + busy[2]) / 2)
+    assert loads[half].latency_s == loads[cold].latency_s
+    assert ends_s(half, fleet)[0] == ends_s(cold, fleet)[0] > ends_s(warm, fleet)[0]
+    control, _ = with_cached(keeps=0.8)
+    assert control.quality[:, 3] == pytest.approx(control.quality[:, 0] * 0.9)  # nothing is known yet: every second one
+    better, _ = with_cached(keeps=1.3)
+    assert (better.quality[:, 3] == better.quality[:, 0]).all()  # never better than from noise
+    assert better.safest_first[0] == 0
+
+
+def test_without_pressure_no_start_from_the_cache_is_assigned():
+    control, known = with_cached()
+    assert {each.level for each in under_load(control, known, per_s=2)} == {0}
+
+
+def test_a_request_that_may_not_start_from_the_cache_gets_another_level_and_counts_as_a_miss():
+    control, known = with_cached()
+    under_load(control, known, spared=1.0)
+    before = control.starts.rate(3)
+    found = under_load(control, known, seconds=3, among=[0, 1, 2])
+    assert all(each.level in (0, 1, 2) and 3 not in each.levels for each in found)
+    assert control.starts.rate(3) < before
+
+
+def test_a_cached_level_without_its_program_from_noise_is_refused():
+    with pytest.raises(BadRequest, match="from noise beside it"):
+        Controller(LoadSettings(deadline_s=1.0), [Work(WORKS[0].program, 3)], [[1.0]], np.random.default_rng(0))
+
+
+def test_rates_are_learned_and_forgotten():
+    from scheduler.load.starts import GUESS, Starts
+
+    starts = Starts([WORKS[0], Work(WORKS[0].program, 10)])
+    assert starts.rate(1) == GUESS
+    for _ in range(2000):
+        starts.observe(1, 0.8)
+    assert starts.rate(1) == pytest.approx(0.8, abs=0.02)
+    for _ in range(2000):
+        starts.observe(1, 0.2)
+    assert starts.rate(1) == pytest.approx(0.2, abs=0.02)
+    assert Starts(WORKS).rates() == ()
+
+
 # --- admission ---
 
 
