@@ -1,5 +1,6 @@
 """`relay up` as a user runs it: it starts, serves, and Ctrl-C leaves nothing behind; bad deployments get one line."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,18 +32,23 @@ def test_ctrl_c_stops_everything_and_leaves_no_orphan(tmp_path):
     }  # fmt: skip
     node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}, "link": "lan"}
     path.write_text(yaml.safe_dump({"gateway": gateway, "nodes": {"edge": node}}))
-    process = up(path)
-    said, ends = [], time.monotonic() + 120
-    for line in process.stdout:
-        said.append(line)
-        if "node edge is here" in line or time.monotonic() > ends:
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 4, said  # gateway, edge, the edge's link, and the judge that learning wants
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
+    process, children = up(path), []
+    try:
+        said, ends = [], time.monotonic() + 120
+        for line in process.stdout:
+            said.append(line)
+            if "node edge is here" in line or time.monotonic() > ends:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 4, said  # gateway, edge, the edge's link, and the judge that learning wants
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        for each in (process, *children):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 @pytest.mark.parametrize(
