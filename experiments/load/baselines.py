@@ -15,6 +15,7 @@ from experiments.load.service import CONTROL_S, Asked
 from experiments.load.systems import Floats, Known, Plain, Unfit
 from experiments.simulate.scheduling import Range
 from scheduler.load.expected import Station, level_load, pools
+from scheduler.load.similarity import skip_of
 from scheduler.load.solver import LevelLoad, Problem, solve
 
 FAR_S = 1e6  # a deadline that binds nothing: for solvers whose rule has no waits in it
@@ -186,15 +187,25 @@ class Nirvana(Plain):
     """NIRVANA (NSDI 2024): a latent cache; how much is skipped is by similarity alone, whatever the load."""
 
     name = "NIRVANA-like"
-    rule = "full-cloud, started from the most similar earlier prompt's latent as far as similarity allows"
+    rule = (
+        "full-cloud, started from the latent of an earlier prompt that spares most steps, at most `most` of T, among those that"
+        " the family's thresholds of similarity allow; nothing depends on the load"
+    )
+    space: ClassVar[dict[str, Any]] = {"most": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    starts = True
 
-    def __init__(self, known: Known, rng: np.random.Generator):
+    def __init__(self, known: Known, rng: np.random.Generator, most: float = 0.5):
         super().__init__(known, rng)
-        if not any(work.skipped for work in known.works):
+        full = [i for i, work in enumerate(known.works) if work.program.mode == "full-cloud" and work.skipped]
+        if not full:
             raise Unfit("NIRVANA-like needs levels that start from cached latents, and none was measured here")
+        total = known.works[full[0]].program.legs[0].steps_total
+        within = [i for i in full if known.works[i].skipped <= skip_of(most, total)]
+        # a level allows every start up to its K, so the boldest holds the others
+        self.level = max(within or full[:1], key=lambda i: known.works[i].skipped)
 
     def choose(self, asked: Asked, stations: Sequence[Station]) -> int | None:
-        raise Unfit("NIRVANA-like needs the similarity of requests, which this case does not hold")
+        return self.level
 
 
 def rates(known: Known, stations: Sequence[Station]) -> Floats:

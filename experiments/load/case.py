@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from experiments.load.caching import Caches, Caching, Kept, vectors_of
+from experiments.load.fit import with_starts
 from experiments.load.service import Asked, Demand, Measured, Outcome, Service, sized, stations_of
 from experiments.load.systems import Known, Plain, systems
 from experiments.simulate.scores import Scores, read_scores
@@ -27,6 +29,7 @@ from relay.errors import BadRequest
 from relay.files import read_yaml
 from scheduler.load.expected import Station, Work
 from scheduler.load.prediction import Levels, read_levels, shipped
+from scheduler.load.similarity import read_rule
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -65,6 +68,7 @@ class LoadCase(_Strict, frozen=True, kw_only=True):
     family: str = "mini-sd3"
     metric: str = "attributes"
     levels: str | None = None  # a file; None: the shipped one of the family
+    starts: Caching | None = None  # levels that begin from cached latents, and what their caches hold
     router: bool = True  # predictions with the router's word, where the levels know how to use it
     name: str = "load"
     description: str = ""
@@ -99,9 +103,22 @@ class Case:
         self._capacity: dict[str, tuple[float, float]] = {}
 
     @cached_property
-    def levels(self) -> Levels:
+    def from_noise(self) -> Levels:
+        """The levels that are in the file, those that begin from noise alone."""
         where = Path(self.config.levels) if self.config.levels else shipped(self.config.family)
-        return read_levels(where, self.config.family)
+        found = read_levels(where, self.config.family)
+        if any(level.skipped for level in found.levels):
+            raise BadRequest(
+                f"{where} holds levels that begin from cached latents: here `starts` says where they are from"
+            )
+        return found
+
+    @cached_property
+    def levels(self) -> Levels:
+        """All levels; those that begin from cached latents come last."""
+        if self.config.starts is None:
+            return self.from_noise
+        return with_starts(self.from_noise, [Path(f) for f in self.config.starts.store], read_rule(self.config.family))
 
     @cached_property
     def works(self) -> tuple[Work, ...]:
@@ -109,7 +126,7 @@ class Case:
 
     @cached_property
     def scores(self) -> Scores:
-        programs = [str(work.program) for work in self.works]
+        programs = list(dict.fromkeys(str(work.program) for work in self.works))
         found = read_scores(
             [Path(folder) for folder in self.config.store], [self.config.metric], programs, [self.config.family]
         )
@@ -128,12 +145,26 @@ class Case:
                 [np.mean([cell[metric] for cell in self.scores.of(str(work.program), prompt)]) for work in self.works]
                 for prompt in prompts
             ])  # fmt: skip
-            self._measured[split] = Measured(prompts, quality, self._predicted(prompts))
+            self._measured[split] = Measured(prompts, quality, self._predicted(prompts), self._caches(split, prompts))
         return self._measured[split]
 
     @cached_property
     def _measured(self) -> dict[str, Measured]:
         return {}
+
+    def _caches(self, split: str, prompts: Sequence[str]) -> Caches | None:
+        """What the levels that begin from cached latents find; None where there are none."""
+        config = self.config
+        if config.starts is None:
+            return None
+        folder, family = Path("runs/experiments") / config.name, config.starts.embeds or config.family
+        path = folder / f"vectors-{_digest([family, *prompts])}.npy"
+        if not path.exists():
+            vectors = vectors_of(family, prompts)
+            folder.mkdir(parents=True, exist_ok=True)
+            np.save(path, vectors)
+        kept = Kept([Path(each) for each in config.starts.store], config.family, config.metric, split)
+        return Caches(np.load(path), read_rule(config.family), kept, config.starts.prompts)
 
     def _predicted(self, prompts: Sequence[str]) -> Any:
         if not self.config.router or self.levels.with_router is None:
@@ -159,7 +190,7 @@ class Case:
     def world(self, fleet: str) -> World:
         if fleet not in self._worlds:
             spec = check_world(self.config.fleets[fleet], f"fleets.{fleet}")
-            self._worlds[fleet] = World(spec, [work.program for work in self.works])
+            self._worlds[fleet] = World(spec, list(dict.fromkeys(work.program for work in self.works)))
         return self._worlds[fleet]
 
     def known(self, fleet: str, deadline_s: float) -> Known:
@@ -263,8 +294,12 @@ class Case:
         said = [
             msgspec.to_builtins(config.fleets[cell.fleet]), config.traces[cell.trace], msgspec.to_builtins(cell),
             msgspec.to_builtins(config.systems[name]), dict(settings), requests, split, config.store, config.metric,
-            msgspec.json.encode(self.levels).hex(), config.router,
+            msgspec.json.encode(self.from_noise).hex(), config.router,
         ]  # fmt: skip
+        contestant = config.systems[name]
+        always = systems()[contestant.system].starts  # type: ignore[attr-defined]
+        if always or (contestant.settings | dict(settings)).get("starts"):
+            said += [msgspec.to_builtins(config.starts), msgspec.json.encode(self.levels).hex()]
         return _digest(said)
 
 
@@ -284,6 +319,9 @@ class _Fixed:
 
     def again(self, asked: Asked, level: int, quality: float, left_s: float) -> int | None:
         return None
+
+    def started(self, level: int, share: float) -> None:
+        """Nothing."""
 
 
 def read_case(path: Path) -> Case:

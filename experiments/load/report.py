@@ -62,6 +62,15 @@ def report(case: Case, rows: Rows, who: Sequence[str], left_out: dict[str, str])
             searched = name in case.tuned
             said = "nothing to tune" if not kind.space else "its defaults" if searched else "**not tuned**: defaults"  # type: ignore[attr-defined]
         lines.append(f"| {name} | {kind.rule} | {said} |")  # type: ignore[attr-defined]
+    if config.starts is not None:
+        pairs = sum(each["pairs"] for each in case.levels.provenance["starts"])
+        lines += [
+            "",
+            "Levels that begin from cached latents are those of the systems that say so. Who finds a latent is simulated by the"
+            f" similarity of the stored prompts, each edge keeping those of its last {config.starts.prompts} and never a"
+            " request's own prompt; what is kept of quality is what cached starts measured at that similarity and K (fitted"
+            f" on {pairs} starts of validation pairs, played on those of test pairs).",
+        ]
     lines += [f"\nLeft out: {name}: {why}." for name, why in left_out.items()]
     goal_loads = (
         min(config.loads, key=lambda x: abs(x - GOAL_LOAD)),

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.load.caching import Caches
 from experiments.simulate.events import Clock
 from experiments.simulate.links import expected, send
 from experiments.simulate.loop import Stretch
@@ -52,6 +53,10 @@ class System(Protocol):
         """A picture of this measured quality is there with time left: another level to draw it anew, or None to take it."""
         ...
 
+    def started(self, level: int, share: float) -> None:
+        """A request at a level that begins from a cached latent was spared this share of the level's K."""
+        ...
+
 
 @dataclass
 class Outcome:
@@ -78,19 +83,22 @@ class Demand:
 
 @dataclass(frozen=True)
 class Measured:
-    """`quality` (prompts, levels) as drawn and judged; `predicted` likewise, what systems are told."""
+    """`quality` (prompts, levels) as drawn and judged, from noise; `predicted` likewise, what systems are told. `caches`: what
+    levels that begin from cached latents find."""
 
     prompts: Sequence[str]
     quality: NDArray[np.float64]
     predicted: NDArray[np.float64]
+    caches: Caches | None = None
 
 
 class _Job:
-    __slots__ = ("asked", "late", "level", "on")
+    __slots__ = ("asked", "late", "level", "on", "start")
 
     def __init__(self, asked: Asked, late: float):
         self.asked, self.late = asked, late
         self.level = -1
+        self.start = (0, 0.0)  # steps skipped, and how alike the source is
         self.on: list[On] = []
 
 
@@ -112,6 +120,7 @@ class Service:
         self.quality = np.full(count, np.nan)
         self._open: dict[int, _Job] = {}
         self._left = count
+        self._caches = measured.caches.begin() if measured.caches is not None else None
 
     def run(self) -> Outcome:
         clock = self.clock
@@ -156,14 +165,17 @@ class Service:
         _, names = ends_s(work, self.stations)
         if not names:
             return False
-        job.level, job.on = level, []
+        job.level, job.on, job.start = level, [], (0, 0.0)
+        if work.skipped and self._caches is not None:
+            job.start = self._caches.find(names[0], job.asked.prompt, work.program, work.skipped)
+        work = replace(work, skipped=job.start[0])
         family = work.program.family
         for i, (name, leg) in enumerate(zip(names, work.legs, strict=True)):
             node = self.nodes[name]
             stretch = Stretch(str(job.asked.prompt), family, (leg,), i == last, i == 0, self._left_node(job, i))
             stretch.urgency = (job.late, now)
             seconds, _ = self._by_name[name].times(family, leg[0])
-            job.on.append(On(node, stretch, leg[1] * seconds[1]))
+            job.on.append(On(node, stretch, work.program.legs[i].steps * seconds[1]))  # a hit is not known beforehand
             delay = node.link.down.profile.delay_s if node.link else 0.0
             self.clock.at(now + self.world.spec.overhead_s + delay, node.take, stretch)
         return True
@@ -192,6 +204,13 @@ class Service:
         if self._open.get(job.asked.number) is not job or job.on is not placed:
             return
         quality = float(self.measured.quality[job.asked.prompt, job.level])
+        if self._caches is not None:
+            work = self.works[job.level]
+            quality = self._caches.quality(quality, work, *job.start)
+            if work.skipped:
+                self.system.started(job.level, job.start[0] / work.skipped)
+            if work.program.legs[0].member == "large" and not job.start[0]:
+                self._caches.leave(placed[0].node.name, job.asked.prompt, work.program)
         self._look()
         other = self.system.again(job.asked, job.level, quality, job.late - self.clock.now)
         if other is not None:

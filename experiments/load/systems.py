@@ -8,7 +8,7 @@ quality before it is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import msgspec
@@ -41,6 +41,15 @@ class Known:
     plans: dict[str, Any] = field(default_factory=dict)  # solved in earlier runs of the same case, by settings
 
     @property
+    def from_noise(self) -> Known:
+        """Without the levels that begin from cached latents, which come last."""
+        count = sum(not work.skipped for work in self.works)
+        return replace(
+            self, works=self.works[:count], mean=self.mean[:count], sample=self.sample[:, :count],
+            judged=self.judged[:, :count],
+        )  # fmt: skip
+
+    @property
     def safest_first(self) -> list[int]:
         return [int(i) for i in np.argsort(-self.mean, kind="stable")]
 
@@ -51,9 +60,10 @@ class Plain:
     name = ""
     rule = ""
     space: ClassVar[dict[str, Any]] = {}  # setting -> Range or choices, as experiments.simulate.search draws them
+    starts = False  # whether it has a latent cache
 
     def __init__(self, known: Known, rng: np.random.Generator):
-        self.known, self.rng = known, rng
+        self.known, self.rng = known if self.starts else known.from_noise, rng
 
     def control(self, stations: Sequence[Station]) -> None:
         """Nothing."""
@@ -64,9 +74,13 @@ class Plain:
     def again(self, asked: Asked, level: int, quality: float, left_s: float) -> int | None:
         return None
 
+    def started(self, level: int, share: float) -> None:
+        """Nothing."""
+
 
 class Ours(Plain):
-    """The controller that the gateway runs, with its admission by deadline."""
+    """The controller that the gateway runs, with its admission by deadline. `starts`: with the levels that begin from cached
+    latents."""
 
     name = "ours"
     rule = (
@@ -83,20 +97,23 @@ class Ours(Plain):
         "classes": [4, 8, 12],
     }
 
-    def __init__(self, known: Known, rng: np.random.Generator, **settings: Any):
+    def __init__(self, known: Known, rng: np.random.Generator, starts: bool = False, **settings: Any):
+        self.starts = starts
         super().__init__(known, rng)
+        if starts and not any(work.skipped for work in known.works):
+            raise Unfit("it needs levels that start from cached latents, and none was measured here")
         try:
             own = msgspec.convert({"deadline_s": known.deadline_s, **settings}, LoadSettings)
         except msgspec.ValidationError as error:
             raise BadRequest(f"system {self.name}: {error}") from None
-        plans = known.plans.setdefault(f"{self.name} {own}", {})
-        self.controller = Controller(own, known.works, self._sample(), rng, plans)
+        plans = known.plans.setdefault(f"{self.name} {starts} {own}", {})
+        self.controller = Controller(own, self.known.works, self._sample(), rng, plans)
 
     def _sample(self) -> Floats:
         return self.known.sample
 
     def _predicted(self, asked: Asked) -> Floats:
-        return asked.predicted
+        return asked.predicted[: len(self.known.works)]
 
     def control(self, stations: Sequence[Station]) -> None:
         self.controller.control(stations)
@@ -105,6 +122,9 @@ class Ours(Plain):
         predicted = self._predicted(asked)
         self.controller.arrived(predicted)
         return self.controller.allow(predicted, asked.deadline_s, stations).level
+
+    def started(self, level: int, share: float) -> None:
+        self.controller.started(level, share)
 
 
 class Agnostic(Ours):

@@ -156,6 +156,75 @@ def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config
         app([*asked, "--starts", str(tmp_path / "none")], standalone_mode=False)
 
 
+@pytest.fixture(scope="module")
+def cached(config, tmp_path_factory):
+    """The case with levels that begin from cached latents; similarity is the mini family's."""
+    folder = tmp_path_factory.mktemp("cached")
+    write_unit(folder / "starts", "outcomes", "all", start_rows(80))
+    said = yaml.safe_load(config.read_text()) | {"starts": {"store": [str(folder / "starts")], "embeds": "mini-sd3"}}
+    said["systems"] |= {"with starts": {"system": "ours", "settings": {"starts": True}}}
+    path = folder / "load.yaml"
+    path.write_text(yaml.safe_dump(said))
+    return path
+
+
+@pytest.fixture
+def cached_case(cached, monkeypatch):
+    monkeypatch.chdir(cached.parent)  # vectors are kept under it
+    return read_case(cached)
+
+
+def test_with_a_cache_full_quality_takes_less_and_what_it_costs_is_what_was_measured(cached_case, case):
+    works = cached_case.works
+    assert [work.skipped for work in works] == [0, 0, 0, 0, 2, 4, 10]
+    outcomes = {name: cached_case.run(name, PLACE, 3, "test", 400, {}) for name in ("nirvana", "clipper-ha")}
+    busy = {name: sum(each.busy_s.values()) / (each.stage == DONE).sum() for name, each in outcomes.items()}
+    done = {name: each.stage == DONE for name, each in outcomes.items()}
+    assert done["nirvana"].sum() > done["clipper-ha"].sum()
+    assert busy["nirvana"] < busy["clipper-ha"]
+    nirvana = outcomes["nirvana"]
+    assert set(nirvana.level[done["nirvana"]]) == {6}
+    from_noise = cached_case.measured("test").quality[nirvana.prompt, 0][done["nirvana"]]
+    share = nirvana.quality[done["nirvana"]] / from_noise
+    assert (share == 1).any()  # misses
+    assert ((share >= 1 - 10 * 0.02 * 0.4 / 0.8) & (share <= 1)).all()
+    assert (share < 1).any()
+    assert set(cached_case.run("nirvana", PLACE, 3, "test", 100, {"most": 0.1}).level) <= {-1, 4}
+    same = case.run("ours", PLACE, 3, "test", 200, {})
+    other = cached_case.run("ours", PLACE, 3, "test", 200, {})
+    assert (same.seconds == other.seconds).all()  # a system without a cache is not touched by one
+    assert cached_case.digest("ours", PLACE, {}, 9, "test") == case.digest("ours", PLACE, {}, 9, "test")
+
+
+def test_ours_uses_cached_starts_by_what_they_spare(cached_case):
+    roomy = Cell(fleet="three", trace="poisson", load=1.3, deadline=8.0)  # a miss must keep it too
+    outcome = cached_case.run("with starts", roomy, 3, "test", 400, {})
+    levels = outcome.level[outcome.stage == DONE]
+    assert (levels >= 4).any()
+    assert (levels < 4).any()
+
+
+def test_a_request_finds_the_nearest_of_others_that_left_a_latent_so_deep(cached_case):
+    caches = cached_case.measured("test").caches
+    full, relay = (cached_case.works[i].program for i in (0, 1))
+    found, near = caches.begin(), int(np.argsort(caches.alike[0])[-2])
+    assert found.find("edge-1", 0, full, 4) == (0, 0.0)
+    found.leave("edge-1", 0, full)
+    assert found.find("edge-1", 0, full, 4) == (0, 0.0)  # never its own
+    found.leave("edge-1", near, full)
+    skipped, alike = found.find("edge-1", 0, full, 4)
+    assert alike == pytest.approx(float(caches.alike[0, near]))
+    assert skipped == (4 if alike >= 0.75 else 2)
+    assert found.find("edge-1", 0, full, 2)[0] == 2
+    assert found.find("edge-2", 0, full, 4) == (0, 0.0)  # each edge has its own
+    assert found.find("edge-1", 0, relay, 4) == (0, 0.0)  # nothing was measured of a relay's starts
+    for prompt in range(caches.prompts + 5):
+        found.leave("edge-3", prompt, full)
+    assert len(found._there["edge-3"]) == caches.prompts
+    assert 0 < found.quality(0.8, cached_case.works[5], 4, 0.9) <= 0.8
+    assert found.quality(0.8, cached_case.works[5], 0, 0.0) == 0.8
+
+
 def test_capacity_is_what_the_curves_say(case):
     per_s, alone = case.capacity("three")
     most = 8 / CURVE[8] / 20
