@@ -106,6 +106,26 @@ def warm(
 
 
 @app.command()
+def off_policy(
+    config: Config,
+    arms: Annotated[str, typer.Option(help="One of the config's `arms`: few actions, or a log says little.")] = "rise",
+    family: Annotated[str, typer.Option(help="Programs of this family only.")] = "mini-sd3",
+    logs: Annotated[int, typer.Option(help="Logs of the random policy, in each of two worlds.")] = 100,
+    rows: Annotated[int, typer.Option(help="Requests a log.")] = 1000,
+    out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path(
+        "docs/results/off-policy.md"
+    ),
+) -> None:
+    """Measure what `relay replay` is worth: coverage where requests are rare, bias where actions change later queues."""
+    from experiments.provenance import write_result
+    from experiments.simulate.off_policy import measure
+    from experiments.simulate.off_policy import table as as_table
+
+    found = measure(_bench(config), arms, family, logs, rows, _say)
+    write_result(out, "Off-policy evaluation against the truth", as_table(found), found)
+
+
+@app.command()
 def check(
     family: Annotated[str, typer.Option(help="A family that is here.")] = "mini-sd3",
     requests: Annotated[int, typer.Option(help="How many are sent through both.")] = 200,

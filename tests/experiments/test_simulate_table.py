@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import yaml
 
-from experiments.simulate import warm
+from experiments.simulate import off_policy, warm
 from experiments.simulate.cells import read_cells, run_cells
 from experiments.simulate.charts import draw_charts
 from experiments.simulate.check import Asked, compare, simulate
@@ -336,3 +336,21 @@ def test_a_warm_start_is_learned_in_one_world_and_judged_in_another(config, tmp_
     assert first["warm"] > first["random"]
     text = warm.table(found, 300, tmp_path / "elsewhere.yaml")
     assert text.count("±") == 4 * len(warm.SPANS)
+
+
+def test_off_policy_estimates_stand_beside_the_truth(config):
+    bench, said = Bench(read_scheduling(config)), []
+    found = off_policy.measure(bench, "whole", "tiny", 6, 150, said.append)
+    assert set(found) == {
+        f"{world}, {policy}" for world in ("rare", "loaded") for policy in ("greedy", "bandit, frozen")
+    }
+    for row in found.values():
+        assert row["actions"] == 3  # full-cloud, relay and edge-only on the nodes that there are
+        for name in off_policy.ESTIMATORS:
+            assert 0 <= row[name]["coverage"] <= 1
+    rare = found["rare, greedy"]
+    assert abs(rare["snips"]["mean"] - rare["truth"]) < 4 * (rare["snips"]["error"] + rare["truth_error"])
+    assert len(said) == 4
+    assert off_policy.table(found).count("%") >= 12
+    with pytest.raises(BadRequest, match="needs a choice"):
+        off_policy.measure(bench, "whole", "none", 2, 20, said.append)
