@@ -67,6 +67,7 @@ class Dispatcher:
         self.settling = Settling(ledger, self.store)
         self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot, self.cache)
         self._ending: set[str] = set()
+        self._accepting: dict[tuple[str, str], asyncio.Future[Any]] = {}  # tenant, key -> its way to the disk
         self._tasks = Tasks()
 
     # --- in ---
@@ -100,14 +101,16 @@ class Dispatcher:
         if request.cache and self.cache.scope == "off":
             raise BadRequest("cache: this deployment keeps no latents to start from; leave it out")
         planned = await self.planner.plan(request)
+        request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
+        body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
+        if key is not None and (earlier := await self._begun(tenant, key, body)) is not None:
+            return earlier  # it is work already, so nothing is refused for want of room
         await self.planner.read(request, self._prepare)
         if len(self.jobs) + request.images > self.config.queue:
             raise Refusal("too many jobs are open", 429, self._retry_after())
-        request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
         first = request.seed if request.seed is not None else new_seed()
         rid = new_id("req")
         jobs = [(new_id("job"), first + i) for i in range(request.images)]
-        body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
         now = time.monotonic()
         deadline = now + (request.deadline_ms / 1000 if request.deadline_ms else self.config.deadline_s)
         work = self.load.admit(request, planned.programs, tenant) if self.load is not None else 0.0
@@ -127,15 +130,19 @@ class Dispatcher:
         written = self.ledger.accept(rid, tenant, key, body, jobs)
         if key is None:
             enter()
+        else:
+            self._accepting[tenant, key] = written
         try:
             found, ids = await written
         except LedgerUnwritable as error:
             for job_id, _ in jobs:
                 self._withdraw(job_id)
             raise Refusal(str(error), 507, 5.0) from None
+        finally:
+            if key is not None and self._accepting.get((tenant, key)) is written:
+                del self._accepting[tenant, key]
         if found != rid:
             self._same_as(ids, body)
-            self.counters["idempotent"] += 1
             return found, ids
         if key is not None:
             enter()
@@ -161,12 +168,23 @@ class Dispatcher:
             self._dismiss(job)
             self.checkpoints.drop(job_id)
 
+    async def _begun(self, tenant: str, key: str, body: dict[str, Any]) -> tuple[str, list[str]] | None:
+        """What an idempotency key began, one that is being written right now waited for; None where it is a new one."""
+        if (written := self._accepting.get((tenant, key))) is not None:
+            await asyncio.wait([written])
+        found = self.ledger.of_key(tenant, key)
+        if found is not None:
+            self._same_as(found[1], body)
+        return found
+
     def _same_as(self, ids: list[str], body: dict[str, Any]) -> None:
+        """A request that comes again, by its key; Refusal where the key was another's."""
         import json
 
         kept = self.ledger.job(ids[0])
         if kept and json.loads(kept["body"]) != body:
             raise Refusal("this idempotency key was used for another request", 409)
+        self.counters["idempotent"] += 1
 
     async def forgotten_by(self, name: str) -> None:
         """A node came back as a new process: what it had is gone, though no heartbeat was missed."""

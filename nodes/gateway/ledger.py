@@ -105,13 +105,8 @@ class Ledger:
         jobs are returned and nothing is recorded: the caller compares ids."""
 
         def order(db: sqlite3.Connection) -> tuple[str, list[str]]:
-            if key is not None:
-                found = db.execute(
-                    "SELECT id FROM requests WHERE tenant = ? AND idempotency_key = ?", (tenant, key)
-                ).fetchone()
-                if found:
-                    rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", found).fetchall()
-                    return found[0], [row[0] for row in rows]
+            if key is not None and (earlier := _of_key(db, tenant, key)) is not None:
+                return earlier
             db.execute(
                 "INSERT INTO requests (id, tenant, idempotency_key, body, accepted_at, machine_boot, monotonic_s)"
                 " VALUES (?,?,?,?,?,?,?)",
@@ -224,6 +219,11 @@ class Ledger:
             )
             for row in rows
         ]  # fmt: skip
+
+    def of_key(self, tenant: str, key: str) -> tuple[str, list[str]] | None:
+        """The request that an idempotency key began, and its jobs; None where there is none on disk."""
+        with self._reader() as db:
+            return _of_key(db, tenant, key)
 
     def job(self, job: str) -> dict[str, Any] | None:
         with self._reader() as db:
@@ -346,3 +346,11 @@ def _settle(future: Future[Any], value: Any = None, error: Exception | None = No
             future.set_result(value)
         else:
             future.set_exception(error)
+
+
+def _of_key(db: sqlite3.Connection, tenant: str, key: str) -> tuple[str, list[str]] | None:
+    found = db.execute("SELECT id FROM requests WHERE tenant = ? AND idempotency_key = ?", (tenant, key)).fetchone()
+    if not found:
+        return None
+    rows = db.execute("SELECT id FROM jobs WHERE request = ? ORDER BY number", found).fetchall()
+    return found[0], [row[0] for row in rows]

@@ -190,3 +190,47 @@ def test_who_may_start_from_a_cached_latent_and_where(levels, words, skip, start
     assert may_start(job.request, cache) == (words.get("cache", "seed" not in words))
     assert cache_use(job, CacheConfig(scope="off")) is None
     assert not may_start(job.request, CacheConfig(scope="off"))
+
+
+# --- a request that comes again ---
+
+
+def test_a_request_that_comes_again_gets_its_job_when_nothing_more_is_let_in(tmp_path, levels):
+    """Nobody is there and the queue is full: whatever is new is refused, and what its key began is not."""
+    import asyncio
+
+    from http_service import Service
+
+    service = Service(tmp_path, queue=2, compute=False)
+    try:
+        first = ImageRequest(prompt="a red heart")
+
+        def ask(request, key=None, tenant="a"):
+            return service.call(service.dispatcher.submit(request, tenant, key))
+
+        begun = ask(first, "k")
+        control = LoadControl(LoadSettings(deadline_s=2.0), service.registry)
+        control.start([Program.parse(levels.levels[0].program)], SIZES)
+        service.dispatcher.control(control)
+        assert ask(first, "k") == begun
+        for request, key, tenant in ((first, None, "a"), (first, "other", "a"), (first, "k", "b")):
+            with pytest.raises(Refusal) as refusal:
+                ask(request, key, tenant)
+            assert refusal.value.status == 503
+        with pytest.raises(Refusal, match="another request") as refusal:
+            ask(ImageRequest(prompt="a blue ring"), "k")
+        assert refusal.value.status == 409
+        service.dispatcher.load = service.dispatcher.placer.load = None
+
+        async def together():
+            twins = [service.dispatcher.submit(first, "a", "twin") for _ in range(3)]  # room for one of them
+            return await asyncio.gather(*twins)
+
+        assert len({tuple(ids) for _, ids in service.call(together())}) == 1
+        with pytest.raises(Refusal, match="too many jobs"):
+            ask(first, "third")
+        assert ask(first, "k") == begun
+        assert service.dispatcher.counters["idempotent"] == 4
+        assert service.dispatcher.counters["accepted"] == 2
+    finally:
+        service.close()
