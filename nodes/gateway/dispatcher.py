@@ -30,7 +30,7 @@ from nodes.gateway.ledger import Ledger, LedgerUnwritable
 from nodes.gateway.load import LoadControl
 from nodes.gateway.placer import Placer, Send, Telling
 from nodes.gateway.planner import Planner
-from nodes.gateway.registry import Node, Registry
+from nodes.gateway.registry import Node, Registry, state_of
 from nodes.gateway.reports import report_of, report_of_failure
 from nodes.gateway.settling import Settling, digest_of
 from nodes.gateway.timeline import Timeline
@@ -42,6 +42,7 @@ from nodes.tasks import Tasks
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import Program
+from scheduler.load.expected import Station
 
 log = logging.getLogger("relay.gateway")
 BACKOFF_S, BACKOFF_MOST_S = 0.1, 5.0
@@ -235,8 +236,10 @@ class Dispatcher:
             await self.recover(job, failed)
 
     def _patience(self, job: Job) -> float:
-        backlog = sum(sum(n.jobs.values()) for name in job.nodes() if (n := self.registry.nodes.get(name)))
-        return 10.0 + 3 * backlog
+        """Seconds without a word of it after which it counts as lost: on the busiest of its nodes it may be the last one,
+        and that may be three times as slow as it measured. Nodes work at once, and on several requests at once."""
+        there = [node for name in job.nodes() if (node := self.registry.nodes.get(name))]
+        return 10.0 + 3 * max((Station.of(state_of(node)).drained_s for node in there), default=0.0)
 
     def _too_late(self, job: Job) -> str:
         said = f"; {job.history[-1]}" if job.history else ""

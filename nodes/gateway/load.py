@@ -30,6 +30,7 @@ from scheduler.features import PRICE
 from scheduler.load.admission import Admission
 from scheduler.load.controller import Controller
 from scheduler.load.expected import Station, Work, ends_s, room_s, work_s
+from scheduler.load.lag import LEAST_S, Lags
 from scheduler.load.prediction import Levels, read_levels, shipped
 from scheduler.load.settings import LoadSettings
 
@@ -54,6 +55,15 @@ class Leave:
     skips: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A job as it was placed first: when, and for how long each node was expected to have it, by its own word."""
+
+    job: Job
+    at: float
+    expected_s: dict[str, float]
+
+
 class LoadControl:
     """`settings` as in `load:`; `start` before anything else. BadRequest where a program on offer has no measured quality.
     `cached`: whether the deployment keeps latents, so that levels which start from them are of use."""
@@ -70,6 +80,8 @@ class LoadControl:
         self._index: dict[tuple[str, int], int] = {}  # a program's text and the steps that it skips -> its level
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._last_s = 0.0  # CPU time of the last period
+        self.lags = Lags()
+        self._given: dict[str, _Given] = {}  # by job
 
     def start(
         self, offered: Sequence[Program], sizes: tuple[dict[str, int], dict[str, int]],
@@ -132,8 +144,15 @@ class LoadControl:
         self.admission.taken(job, tenant, seconds)
 
     def ended(self, job: Job) -> None:
-        """However it ended. Of a start that was allowed from a cached latent it is learned what it spared."""
+        """However it ended. Of one that was done at the first try it is learned how much slower its nodes are than they said,
+        of a start that was allowed from a cached latent what it spared."""
         self.admission.ended(job.id)
+        given = self._given.pop(job.id, None)
+        if given is not None and job.stage is Stage.DONE and not job.tries:
+            for node, spent in (job.report or {}).get("timings", {}).items():
+                if node in given.expected_s:  # waiting for a latent is not its own time
+                    own = sum(seconds for stage, seconds in spent.items() if stage != "waiting")
+                    self.lags.observe(node, own, given.expected_s[node])
         level = self._index.get((str(job.program), job.skip or 0))
         if job.skip and level is not None and job.began_at is None and job.stage is Stage.DONE:
             start = (job.report or {}).get("start") or {}
@@ -173,6 +192,35 @@ class LoadControl:
             told["skips"] = skips
         return Leave([program for program in programs if str(program) in told["allowed"]], notes, told, skips)
 
+    def placed(self, job: Job) -> None:
+        """It goes to its nodes; they have not been given it yet."""
+        if job.id in self._given or job.began_at is not None:
+            return
+        assert job.program is not None
+        expected = {}
+        for stretch in job.stretches:
+            node = self.registry.nodes[stretch.node]
+            station = Station.of(state_of(node), len(node.jobs))
+            legs = job.program.legs[stretch.first : stretch.last + 1]
+            ends = [station.ends_s(job.program.family, leg.member, leg.steps) for leg in legs]
+            expected[stretch.node] = sum(ends) + station.encode_s + station.decode_s
+        self._given[job.id] = _Given(job, time.monotonic(), expected)
+
+    def _late(self) -> None:
+        """What has not ended tells of its node as well; one on which nothing lies is not asked for ever."""
+        now = time.monotonic()
+        for given in list(self._given.values()):
+            expected = 0.0
+            for stretch in given.job.stretches if not given.job.tries else ():
+                expected += given.expected_s.get(stretch.node, 0.0)
+                if not stretch.done:
+                    if now - given.at > self.lags.of(stretch.node) * max(expected, LEAST_S):
+                        self.lags.observe(stretch.node, now - given.at, expected)
+                    break
+        for node in self.registry.ready():
+            if not node.jobs:
+                self.lags.rest(node.name)
+
     def _shares(self) -> dict[str, float]:
         """The plan's share of each mode, for the router's budget: rounded up, so that few budgets are worked out."""
         assert self.controller is not None
@@ -194,6 +242,7 @@ class LoadControl:
             await asyncio.sleep(self.settings.period_s)
             try:
                 started = time.thread_time()
+                self._late()
                 asking = self.controller.begin(self.stations())
                 found = self.controller.known(asking)
                 if found is None:
@@ -210,14 +259,15 @@ class LoadControl:
                 self.counters["errors"] += 1
 
     def stations(self, without: str = "") -> list[Station]:
-        """The nodes that take work now. `without`: a job that is being placed again."""
+        """The nodes that take work now, as slow as they are found to be. `without`: a job that is being placed again."""
         found = []
         for node in self.registry.ready():
             station = Station.of(state_of(node), len(node.jobs))
             if without in node.jobs:
                 station.held -= 1
                 station.backlog_s -= node.jobs[without]
-            found.append(station)
+            lag = self.lags.of(node.name)
+            found.append(station.slower(lag) if lag > 1 else station)
         return found
 
     def _predicted(self, prompt: str) -> np.ndarray:
@@ -248,5 +298,6 @@ class LoadControl:
             "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
             "reads": "prompt and router" if all(fits for *_, fits in self._levels) else "prompt",
             "starts": {str(self.works[i]): round(control.starts.rate(i), 3) for i in map(int, control.starts.cached)},
+            "lags": {node.name: lag for node in self.registry.ready() if (lag := round(self.lags.of(node.name), 2)) > 1},
             "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
         }  # fmt: skip

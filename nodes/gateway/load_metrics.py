@@ -49,3 +49,9 @@ class LoadMetrics(Collector):
         for level, rate in told["starts"].items():
             rates.add_metric([level], rate)
         yield rates
+        lags = GaugeMetricFamily(
+            "relay_load_lag", "How many times longer a node takes than it measured at its start", labels=["node"]
+        )
+        for name, lag in told["lags"].items():
+            lags.add_metric([name], lag)
+        yield lags

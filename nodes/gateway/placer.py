@@ -104,6 +104,8 @@ class Placer:
         job.skip = leave.skips.get(str(action.program)) if leave else None
         left, waited = str(job.stage), time.monotonic() - job.moved
         job.place(self.next_attempt(), action.program, chosen, stretches(action, first), point)
+        if self.load is not None:
+            self.load.placed(job)
         self.timeline.placed(job, left, waited)
         job.tell("placed")
         return self._telling(job, action.program, point)

@@ -8,7 +8,7 @@ meets the batch that is there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,27 @@ class Station:
             best = next(size for size in range(1, self.batch + 1) if size / seconds[size] >= NEARLY_BEST * most)
             self._steps[key] = seconds, best
         return self._steps[key]
+
+    def slower(self, factor: float) -> Station:
+        """The same node where everything on it takes `factor` times as long."""
+        curves = {
+            family: {member: {size: factor * s for size, s in curve.items()} for member, curve in members.items()}
+            for family, members in self.curves.items()
+        }
+        return replace(
+            self, curves=curves, encode_s=factor * self.encode_s, decode_s=factor * self.decode_s,
+            backlog_s=factor * self.backlog_s, _steps={},
+        )  # fmt: skip
+
+    def rates(self) -> list[float]:
+        """Of each member, how many seconds of work at batch 1 it does in one, at its best batch."""
+        known = (self.times(family, member) for family, members in self.curves.items() for member in members)
+        return [best * seconds[1] / seconds[best] for seconds, best in known]
+
+    @property
+    def drained_s(self) -> float:
+        """Seconds until all that lies on it is done, if it were of the member that gains least by a batch."""
+        return self.backlog_s / min(self.rates(), default=1.0)
 
     def send_s(self, size: float) -> float:
         """Seconds of a message of so many bytes through its link, one way."""
@@ -205,15 +226,7 @@ def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad
 
 def room_s(stations: Iterable[Station], deadline_s: float) -> float:
     """Seconds of work at batch 1 that may lie on all nodes together and still be done within the deadline."""
-    total = 0.0
-    for station in stations:
-        rates = [
-            best * seconds[1] / seconds[best]
-            for family, members in station.curves.items()
-            for seconds, best in (station.times(family, member) for member in members)
-        ]
-        total += deadline_s * max(rates, default=0.0)
-    return total
+    return sum(deadline_s * max(station.rates(), default=0.0) for station in stations)
 
 
 def within(load: LevelLoad, seconds: float) -> LevelLoad | None:

@@ -234,3 +234,96 @@ def test_a_request_that_comes_again_gets_its_job_when_nothing_more_is_let_in(tmp
         assert service.dispatcher.counters["accepted"] == 2
     finally:
         service.close()
+
+
+# --- nodes slower than they said ---
+
+
+def slow_world(slow, seconds=60.0, per_s=20.0):
+    """Two edges that take `slow` times what they said, asked for far more than they can do: when each of the admitted came and
+    how long it took, and the control. Time is this world's own."""
+    import time
+
+    from nodes.gateway.jobs import Stretch
+    from nodes.stages import Stage
+
+    control, began = pressed(str(shipped("mini-sd3")), cached=False), time.monotonic()
+    (full,) = {work.program for work in control.works}
+    work_s, rate = 28 * 0.05, 0.05 * 8 / 0.4  # this curve gains nothing by a batch
+    free, ends, took = dict.fromkeys(control.registry.nodes, 0.0), [], []
+
+    def end(until):
+        ends.sort(key=lambda each: each[0])
+        while ends and ends[0][0] <= until:
+            at, job, node, came = ends.pop(0)
+            node.jobs.pop(job.id)
+            job.stage, job.report = Stage.DONE, {"timings": {node.name: {"denoising": at - came}}}
+            control.ended(job)
+
+    for number in range(int(seconds * per_s)):
+        now = number / per_s
+        end(now)
+        try:
+            control.admit(ImageRequest(prompt=EASY, deadline_ms=6000), [full], "t")
+        except Refusal:
+            continue
+        node = min(control.registry.nodes.values(), key=lambda n: sum(n.jobs.values()))
+        job = job_of(control)
+        job.id, job.program, job.stretches = f"j{number}", full, [Stretch(node.name, 0, 0)]
+        control.placed(job)
+        node.jobs[job.id] = work_s
+        free[node.name] = max(free[node.name], now) + slow * work_s / rate
+        ends.append((free[node.name], job, node, now))
+        took.append((now, free[node.name] - now))
+        if number % int(per_s) == 0:
+            control._late()
+    assert time.monotonic() - began < 60
+    return took, control
+
+
+def test_nodes_slower_than_they_said_are_asked_for_less_and_nobody_waits_for_them():
+    """Three times: what their curves would let in takes three times the deadline; it is refused at once instead."""
+    took, control = slow_world(1.0)
+    assert max(seconds for _, seconds in took) <= 6.0 * 1.1
+    assert control.told()["lags"] == {}
+    slow, control = slow_world(3.0, seconds=120.0)
+    assert max(seconds for _, seconds in slow) > 12.0  # of those that came before anything was known
+    assert all(lag > 2 for lag in control.told()["lags"].values())
+    later = [seconds for came, seconds in slow if came > 60]
+    assert later
+    assert max(later) <= 6.0 * 1.3
+
+
+def test_a_node_on_which_nothing_lies_is_tried_again():
+    from scheduler.load.lag import MOST, Lags
+
+    lags = Lags()
+    for _ in range(100):
+        lags.observe("edge", 1e9, 1.0)
+    assert lags.of("edge") == pytest.approx(MOST, rel=0.25)
+    for _ in range(100):
+        lags.rest("edge")
+    assert lags.of("edge") == 1.0
+    lags.observe("edge", 0.01, 5.0)
+    assert lags.of("edge") == lags.of("never seen") == 1.0
+    lags.observe("edge", 0.2, 0.001)  # a hundred times nothing is nothing
+    assert lags.of("edge") == 1.0
+
+
+def test_patience_is_that_of_the_busiest_node_not_of_all_together(tmp_path):
+    from http_service import Service
+
+    from nodes.gateway.jobs import Stretch
+
+    control = pressed(str(shipped("mini-sd3")), cached=False)
+    service = Service(tmp_path, compute=False)
+    try:
+        service.registry.nodes |= control.registry.nodes
+        job = job_of(control)
+        job.stretches = [Stretch(name, i, i) for i, name in enumerate(control.registry.nodes)]
+        assert service.dispatcher._patience(job) == 10.0
+        for node, work in zip(control.registry.nodes.values(), (8.0, 6.0), strict=True):
+            node.jobs["other"] = work
+        assert service.dispatcher._patience(job) == pytest.approx(10 + 3 * 8.0)
+    finally:
+        service.close()
