@@ -6,18 +6,14 @@ import io
 import signal
 import time
 
-import msgspec
 import pytest
 import yaml
+from levels_file import write_levels
 from PIL import Image
 
-from nodes.deployment import Offer
 from nodes.fleet import fleet
-from nodes.gateway.planner import Planner
 from relay.errors import RelayError
 from scheduler.decision_log import read_log
-from scheduler.features import PROMPT
-from scheduler.load.prediction import FORMAT, Levels, Linear, MeasuredLevel
 
 PROMPTS = ("a large red heart at the top left", 'the word "CAT" in red', "two small blue circles and a green star")
 OFFER = [
@@ -29,24 +25,6 @@ FULL = "full-cloud"
 SLO_S = 3.0
 
 
-def write_levels(path):
-    """Levels of the programs on offer: their quality by a rule of this test's own, letters bear everything."""
-    offered = asyncio.run(Planner([msgspec.convert(each, Offer) for each in OFFER]).start())
-    worth = {"full-cloud": 0.9, "relay": 0.85, "edge-only": 0.4}
-    quality = [worth[program.mode] for program in offered]
-    text = [0.0 if p.mode == FULL else 0.5 - 0.02 * i for i, p in enumerate(offered)]
-    inputs = len(PROMPT)
-    coefficients = [[t if name == "text" else 0.0 for name in PROMPT] for t in text]
-    linear = Linear([0.0] * inputs, [1.0] * inputs, coefficients, quality)
-    found = Levels(
-        format=FORMAT, family="mini-sd3", metric="attributes",
-        levels=[MeasuredLevel(str(p), q) for p, q in zip(offered, quality, strict=True)],
-        prompt_only=linear, with_router=None, router=None, router_version=None, sample=[quality] * 20, provenance={},
-    )  # fmt: skip
-    path.write_bytes(msgspec.json.encode(found))
-    return {p.mode: str(p) for p in offered}
-
-
 def pixels(png):
     return Image.open(io.BytesIO(png)).tobytes()
 
@@ -55,7 +33,7 @@ def pixels(png):
 def running(tmp_path_factory):
     """Two edges and a phone under `load:`; the policy takes the first program that is allowed, full-cloud."""
     folder = tmp_path_factory.mktemp("load")
-    programs = write_levels(folder / "levels.json")
+    programs = write_levels(folder / "levels.json", OFFER)
     nodes = {
         "edge-1": {"role": "edge", "families": {"mini-sd3": ["large"]}},
         "edge-2": {"role": "edge", "families": {"mini-sd3": ["large"]}},
