@@ -42,6 +42,7 @@ EXPLORERS: dict[str, tuple[str | None, dict[str, float | str]]] = {
     "rnd": ("--rnd", {}),
 }
 SHIPPED = Path(__file__).parent / "weights" / "bandit.model"  # `python -m experiments.simulate warm` makes it
+REMEMBERED = 2000  # lessons, some 5 KB each with 64 actions
 _NAME = re.compile(r"[A-Za-z0-9._=+-]{1,96}")
 
 
@@ -61,9 +62,18 @@ class _Kept(NamedTuple):
     probability: float
 
 
+class _Lesson(NamedTuple):
+    features: Features
+    chosen: int
+    probability: float
+    reward: float
+
+
 class Bandit:
     """`explore`: one of EXPLORERS; `epsilon`: share of decisions spread over all actions, so that none has probability 0.
 
+    `replay`: how many of the last REMEMBERED lessons, drawn by chance, are gone over again with each new one: one online
+    pass takes too little from some thousand rewards. They are remembered in this process only.
     `settings`: of Vowpal Wabbit, such as gamma_scale, learning_rate, power_t, cb_type. `time_scale_s`: seconds that count
     as one in features, best those of the reward. `path`: a file that `save` wrote; taken up where there is one.
     `seed`: of the draws, None draws anew in each process.
@@ -76,6 +86,7 @@ class Bandit:
         explore: str = "squarecb",
         epsilon: float = 0.02,
         policies: int = 5,
+        replay: int = 5,
         settings: Mapping[str, float | str] | None = None,
         time_scale_s: float = 1.0,
         path: str | Path | None = None,
@@ -83,12 +94,18 @@ class Bandit:
         pending: int = 4096,
     ):
         check_choice("exploration of policy bandit", explore, tuple(EXPLORERS))
-        if not (0 <= epsilon <= 1 and time_scale_s > 0 and policies >= 1):
-            raise BadRequest("policy bandit: epsilon is 0 to 1, time_scale_s above 0, policies at least 1")
+        if not (0 <= epsilon <= 1 and time_scale_s > 0 and policies >= 1 and replay >= 0):
+            raise BadRequest(
+                "policy bandit: epsilon is 0 to 1, time_scale_s above 0, policies at least 1, replay at least 0"
+            )
         self.explore, self.time_scale_s = explore, float(time_scale_s)
         self.arguments = _arguments(explore, epsilon, policies, dict(settings or {}))
-        self.learned = 0
+        self.learned, self.replay = 0, replay
         self._rng = np.random.default_rng(seed)
+        self._lessons: list[_Lesson] = []  # a ring of REMEMBERED
+        self._review_rng = np.random.default_rng(
+            None if seed is None else [seed, 1]
+        )  # apart: draws of actions stay theirs
         self._pending: Pending[_Kept] = Pending(pending)
         file = read_bandit(Path(path)) if path and Path(path).exists() else None
         if file is not None:
@@ -120,17 +137,28 @@ class Bandit:
         """A decision without a reward waits for it; one that is not waited for any more is passed over."""
         if (reward := reward_in(outcome)) is None or (kept := self._pending.take(decision.id)) is None:
             return
-        self._learner.learn(kept.features, kept.chosen, kept.probability, reward)
-        self.learned += 1
+        self._take(_Lesson(*kept, reward))
 
     def warm_start(self, rows: Iterable[Logged]) -> int:
         """Learn from decisions that were logged, whoever made them; the number of them."""
         before = self.learned
         for row in rows:
             features = featurise(row.context, row.actions, self.time_scale_s)
-            self._learner.learn(features, row.chosen, row.probability, row.reward)
-            self.learned += 1
+            self._take(_Lesson(features, row.chosen, row.probability, row.reward))
         return self.learned - before
+
+    def _take(self, lesson: _Lesson) -> None:
+        """Learn a lesson, and go over some earlier ones."""
+        self._learner.learn(*lesson)
+        self.learned += 1
+        if not self.replay:
+            return
+        if len(self._lessons) < REMEMBERED:
+            self._lessons.append(lesson)
+        else:
+            self._lessons[self.learned % REMEMBERED] = lesson
+        for number in self._review_rng.integers(len(self._lessons), size=self.replay):
+            self._learner.learn(*self._lessons[number])
 
     def save(self, path: str | Path) -> None:
         """What was learned, into a file that `path=` takes up; it appears whole or not at all."""

@@ -62,7 +62,7 @@ def test_the_logged_probability_is_the_one_that_is_drawn_with():
 
 def test_filled_examples_say_the_same_as_parsed_text():
     """Vowpal Wabbit's own parser, on the same numbers: predictions and what is learned from them agree."""
-    bandit, problem = Bandit(seed=5), Problem(5)
+    bandit, problem = Bandit(seed=5, replay=0), Problem(5)
     plain = vw.Workspace(bandit.arguments)
     parser = vw.TextFormatParser(plain)
 
@@ -165,11 +165,23 @@ def test_a_warm_start_is_worth_what_was_logged():
         warm.warm_start([rows[0]._replace(probability=0.0)])
 
 
+def test_a_lesson_gone_over_again_says_more():
+    told, believed = context(), []
+    for replay in (0, 2, 8):
+        bandit = Bandit(seed=17, replay=replay)
+        bandit.warm_start([Logged(told, OFFER, 1, 0.25, 0.9)])
+        assert bandit.learned == 1
+        believed.append(bandit.distribution(told, OFFER).max())
+    assert 0.25 < believed[0] < believed[1] < believed[2]  # how sure it is of the action that this speaks for
+    with pytest.raises(BadRequest, match="replay"):
+        Bandit(replay=-1)
+
+
 def test_what_was_learned_survives_and_goes_on_as_if_never_stopped(tmp_path: Path):
-    problem, first = Problem(12), Bandit(seed=12)
+    problem, first = Problem(12), Bandit(seed=12, replay=0)  # what it goes over again is not kept
     play(first, problem, 120)
     first.save(tmp_path / "bandit.vw")
-    second = Bandit(path=tmp_path / "bandit.vw", seed=12)
+    second = Bandit(path=tmp_path / "bandit.vw", seed=12, replay=0)
     assert second.learned == first.learned == 120
     rows = [
         Logged(told, OFFER, i % 4, 0.25, problem.reward(told, OFFER[i % 4]))

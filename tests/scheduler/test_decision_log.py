@@ -234,7 +234,7 @@ def test_parquet_has_a_row_a_decision(tmp_path: Path):
 def test_dsjson_teaches_vowpal_wabbit_what_the_log_teaches_the_bandit(tmp_path: Path):
     log = _judged(tmp_path / "decisions.db", 60)
     assert export(log.entries(), tmp_path / "log.dsjson") == 60
-    bandit = Bandit(seed=0)
+    bandit = Bandit(seed=0, replay=0)
     plain = vw.Workspace(bandit.arguments)
     parser = vw.DSJsonFormatParser(plain)
     entries, lines = list(log.entries()), (tmp_path / "log.dsjson").read_text().splitlines()
