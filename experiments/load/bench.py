@@ -13,6 +13,7 @@ import numpy as np
 from relay.program import Program
 from scheduler.load.controller import Controller
 from scheduler.load.expected import Station, Work, level_load, pools
+from scheduler.load.planning import best_plan
 from scheduler.load.settings import LoadSettings
 from scheduler.load.solver import Problem, solve
 
@@ -57,8 +58,12 @@ def main() -> tuple[str, dict[str, Any]]:
     """A table, and the data behind it."""
     import scipy.optimize  # noqa: F401  # its import is no part of a solution
 
-    rng, data, lines = np.random.default_rng(0), {}, []
-    lines = ["| nodes | kinds of nodes | levels | one solution | longest |", "| --- | --- | --- | --- | --- |"]
+    rng, data = np.random.default_rng(0), {}
+    lines = [
+        "`one program`: batch and share of the deadline for work given; `plan`: all of these tried out, as a gateway plans.", "",
+        "| nodes | kinds of nodes | levels | one program | longest | plan, little load | plan, too much |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
     for nodes, kinds, count in ((8, 3, 8), (64, 3, 20), (64, None, 20), (1000, 3, 20), (1000, 20, 20)):
         stations, works = fleet(nodes, kinds), levels(count)
         quality = np.sort(rng.random((8, count)), axis=1)[:, ::-1]
@@ -66,9 +71,17 @@ def main() -> tuple[str, dict[str, Any]]:
         rate = 0.4 * nodes * 4 / CURVE[4] / count  # about what is left at half of the largest level's work
         problem = Problem(pools(stations, 4), loads, quality, np.full(8, rate / 8), 10.0)
         median, most = timed(partial(solve, problem), 5)
-        data[f"solve/{nodes}/{kinds}/{count}"] = {"median_s": median, "most_s": most}
+        settings = LoadSettings(deadline_s=10.0)
+        plans = [
+            timed(partial(best_plan, stations, works, quality, np.full(8, share * rate / 8), settings), 5)[0]
+            for share in (0.1, 2.0)
+        ]
+        data[f"solve/{nodes}/{kinds}/{count}"] = {"median_s": median, "most_s": most, "plan_s": plans}
         said = "each its own" if kinds is None else f"{2 * kinds}"
-        lines.append(f"| {nodes} | {said} | {count} | {1000 * median:.1f} ms | {1000 * most:.1f} ms |")
+        lines.append(
+            f"| {nodes} | {said} | {count} | {1000 * median:.1f} ms | {1000 * most:.1f} ms | {1000 * plans[0]:.0f} ms |"
+            f" {1000 * plans[1]:.0f} ms |"
+        )
     stations, works = fleet(8), levels(8)
     sample = np.sort(rng.random((200, 8)), axis=1)[:, ::-1]
     control = Controller(LoadSettings(deadline_s=10.0), works, sample, rng)

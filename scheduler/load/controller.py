@@ -239,17 +239,19 @@ class Controller:
     def _costs(self, stations: Sequence[Station]) -> NDArray[np.float64]:
         """(L,): each leg's work at the prices of the node that does it cheapest; what nobody can do costs all."""
         prices, found = self.prices, np.zeros(len(self.works))
+        holding: Holding = {}
         for i, work in enumerate(self.works):
-            load = level_load(work, stations, self.batch)
+            load = level_load(work, stations, self.batch, holding)
             for leg in load.legs:
                 found[i] += min((prices.get(name, 0.0) * busy for name, busy in leg.busy_s.items()), default=1.0)
         return found
 
     def _mean_work(self, stations: Sequence[Station]) -> NDArray[np.float64]:
         """(L,): seconds of nodes' time, mean over the nodes that could do each leg."""
-        found = np.zeros(len(self.works))
+        found, most = np.zeros(len(self.works)), max((each.batch for each in stations), default=1)
+        holding: Holding = {}
         for i, work in enumerate(self.works):
-            for leg in level_load(work, stations, max((each.batch for each in stations), default=1)).legs:
+            for leg in level_load(work, stations, most, holding).legs:
                 found[i] += float(np.mean(list(leg.busy_s.values()))) if leg.busy_s else 0.0
         return found
 

@@ -196,17 +196,21 @@ def pools(stations: Sequence[Station], batch: int) -> tuple[Pool, ...]:
     return tuple(Pool(each.name, 1, min(batch, each.batch)) for each in stations)
 
 
-def level_load(work: Work, stations: Sequence[Station], batch: int) -> LevelLoad:
+def level_load(work: Work, stations: Sequence[Station], batch: int, holding: Holding | None = None) -> LevelLoad:
     """What a request of this level takes of each node, at a batch of at most `batch`: of its time, and of the clock. A
     cached level's time is the mean over hits and misses, its clock a miss's.
 
     A node's link works beside it, so that of its time a request takes what the slower of both needs. For nodes that mix
-    levels, some bound by the link and some by the node, that plans a little too little rather than too much.
+    levels, some bound by the link and some by the node, that plans a little too little rather than too much. `holding`: as
+    in `ends_s`.
     """
+    holding = {} if holding is None else holding
     family, legs = work.program.family, []
     for number, ((member, steps), (_, mean)) in enumerate(zip(work.surest, work.mean, strict=True)):
         busy, latency = {}, {}
-        for station in _holders(stations, family, member):
+        if (family, member) not in holding:
+            holding[family, member] = _holders(stations, family, member)
+        for station in holding[family, member]:
             seconds, best = station.times(family, member)
             size = min(batch, best)
             ends = station.encode_s * (number == 0)

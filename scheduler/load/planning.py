@@ -2,7 +2,7 @@
 
 A larger batch makes more of a node and each picture later; a larger part of the deadline for work admits better levels and
 leaves waits less, so that nodes may be planned less busy. Both are tried out, since there are few; for each the solver is
-exact. A level that would be too slow on one node keeps its others: a slow node is planned for what it can do in time.
+exact, and those that cannot be better than what is found, by its prices, are left out. A level that would be too slow on one node keeps its others: a slow node is planned for what it can do in time.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relay.errors import BadRequest
-from scheduler.load.expected import Station, Work, level_load, pools, within
-from scheduler.load.queueing import most_busy
+from scheduler.load.expected import Holding, Station, Work, level_load, within
+from scheduler.load.queueing import most_busy_each
 from scheduler.load.settings import LoadSettings
-from scheduler.load.solver import SHED, LevelLoad, Plan, Problem, solve
+from scheduler.load.solver import MOST_BUSY, SHED, LevelLoad, Plan, Pool, Problem, solved_at, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # at which plans are tried; the engine takes any between
 REACHES = (0.5, 0.7, 0.85)  # of the deadline that levels may take with no wait, likewise
+FACTORS = (0.7, 1.0, 1.4)  # by which one trial's prices are tried on the others
+NEVER, TINY = 1e40, 1e-20
+SAME = 1e-9  # plans whose worth differs by less are as good; the earlier trial's is taken
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """Levels at one batch and reach. `kept`: which levels those are; `wait_s`: what each leg may wait."""
+    """Levels at one batch and reach. `kept`: which levels those are; `wait_s`: what each leg may wait. `busy` (kept, legs,
+    stations): seconds of a station's time, `NEVER` where it does not walk that leg; a leg that is not there costs nothing."""
 
     batch: int
     levels: tuple[LevelLoad, ...]
     kept: tuple[int, ...]
     wait_s: float
+    busy: NDArray[np.float64]
 
 
 def best_plan(
@@ -46,32 +51,70 @@ def best_plan(
 
     BadRequest where no level keeps the deadline or no node is there. How busy a node may be planned depends on how long it
     serves a request, and that on the plan: trials are compared by a first guess, and the best is made again by what it
-    says itself.
+    says itself. A trial is not solved where the prices of one that was show that it cannot be better (`_bound`).
     """
-    best: tuple[float, _Trial, Plan] | None = None
-    trials = _trials(stations, works, settings)
-    for trial in trials:
-        plan = _solved(trial, stations, quality, demand, settings, _guess(trial, stations))
-        worth = float((plan.served * quality).sum() - SHED * plan.shed.sum())
-        if best is None or worth > best[0] + 1e-9:
-            best = worth, trial, plan
-    assert best is not None
-    _, trial, plan = best
-    again = _solved(trial, stations, quality, demand, settings, _served(plan, trial, stations))
-    return again, trial.batch
+    groups: dict[tuple[object, ...], list[Station]] = {}
+    for station in stations:
+        groups.setdefault((*kind(station)[1:], station.encode_s, station.decode_s), []).append(station)
+    fleet = _Fleet([each[0] for each in groups.values()], [len(each) for each in groups.values()], stations)
+    trials = _trials(fleet.stations, works, settings)
+    solved: dict[int, tuple[float, Plan]] = {}
+    limits = [_caps(trial, fleet, settings, _guess(trial, fleet.stations)) for trial in trials]
+    nothing = np.zeros(len(fleet.stations))
+    hopes = np.array([_bound(t, fleet, quality, demand, caps, nothing) for t, caps in zip(trials, limits, strict=True)])
+    number: int | None = 0  # under little load nothing is better than the first
+    while number is not None:
+        plan = _solved(trials[number], fleet, quality, demand, settings, limits[number])
+        solved[number] = float((plan.served * quality).sum() - SHED * plan.shed.sum()), plan
+        prices = np.array([plan.prices[each.name] for each in fleet.stations])
+        for n in set(range(len(trials))) - set(solved):
+            for factor in FACTORS:
+                hopes[n] = min(hopes[n], _bound(trials[n], fleet, quality, demand, limits[n], factor * prices))
+        number = _next(hopes, solved)
+    best = max(worth for worth, _ in solved.values())
+    chosen = min(number for number, (worth, _) in solved.items() if worth >= best - SAME)
+    trial, plan = trials[chosen], solved[chosen][1]
+    again = _solved(trial, fleet, quality, demand, settings, _caps(trial, fleet, settings, _served(plan, trial, fleet)))
+    names = {each[0].name: tuple(Pool(one.name, 1) for one in each) for each in groups.values()}
+    return spread(again, names), trial.batch
+
+
+class _Fleet:
+    """Stations of which no two are alike, and how many there are of each. `alike`: how many share a queue in the estimate of
+    waits, those with links of the same order."""
+
+    def __init__(self, stations: Sequence[Station], counts: Sequence[int], of: Sequence[Station]):
+        self.stations, self.counts = tuple(stations), np.array(counts, float)
+        share = Counter(kind(each)[1:] for each in of)
+        self.alike = np.array([share[kind(each)[1:]] for each in stations], float)
+
+
+def _next(hopes: NDArray[np.float64], solved: Mapping[int, tuple[float, Plan]]) -> int | None:
+    """The trial that may be best; None where none of those not solved can be, nor as good and before the best."""
+    best = max(worth for worth, _ in solved.values())
+    first = min(number for number, (worth, _) in solved.items() if worth >= best - SAME)
+    left = [n for n in range(len(hopes)) if n not in solved and hopes[n] > best + (SAME if n > first else -SAME)]
+    return max(left, key=lambda n: float(hopes[n]), default=None)
 
 
 def _trials(stations: Sequence[Station], works: Sequence[Work], settings: LoadSettings) -> list[_Trial]:
     if not stations:
         raise BadRequest("there is no node: zero capacity serves nothing")
     deadline, found = settings.deadline_s, []
+    place = {station.name: i for i, station in enumerate(stations)}
+    holding: Holding = {}
     for batch in [b for b in BATCHES if b <= max(each.batch for each in stations)]:
-        loads = [level_load(work, stations, batch) for work in works]
+        loads = [level_load(work, stations, batch, holding) for work in works]
         for reach in REACHES:
             fine = {i: kept for i, load in enumerate(loads) if (kept := within(load, reach * deadline)) is not None}
             if fine:
                 legs = max(len(load.legs) for load in fine.values())
-                found.append(_Trial(batch, tuple(fine.values()), tuple(fine), (1 - reach) * deadline / legs))
+                busy = np.full((len(fine), legs, len(stations)), NEVER)
+                for n, load in enumerate(fine.values()):
+                    busy[n, len(load.legs) :] = 0.0
+                    for m, leg in enumerate(load.legs):
+                        busy[n, m, [place[name] for name in leg.busy_s]] = list(leg.busy_s.values())
+                found.append(_Trial(batch, tuple(fine.values()), tuple(fine), (1 - reach) * deadline / legs, busy))
     if not found:
         alone = [level_load(work, stations, 1) for work in works]
         fastest = min(sum(min(leg.latency_s.values(), default=np.inf) for leg in load.legs) for load in alone)
@@ -81,23 +124,42 @@ def _trials(stations: Sequence[Station], works: Sequence[Work], settings: LoadSe
     return found
 
 
+def _caps(
+    trial: _Trial, fleet: _Fleet, settings: LoadSettings, service_s: NDArray[np.float64]
+) -> NDArray[np.float64]:  # fmt: skip
+    """(stations,): share of its time that each may be planned. `service_s`: for how long each serves a request; 0: never."""
+    servers = np.array([min(trial.batch, each.batch) for each in fleet.stations]) * fleet.alike
+    busy = most_busy_each(trial.wait_s, servers, service_s, settings.quantile, settings.variation)
+    return np.minimum(np.where(service_s > 0, busy, 1.0), MOST_BUSY)
+
+
+def _bound(
+    trial: _Trial, fleet: _Fleet, quality: NDArray[np.float64], demand: NDArray[np.float64], caps: NDArray[np.float64],
+    prices: NDArray[np.float64],
+) -> float:  # fmt: skip
+    """No plan of this trial is worth more: any prices (stations,) that are not negative say so, by the dual of the plan's
+    program. A class is worth its best level less the level's work at these prices, or is shed; a node what it could sell."""
+    prices = np.maximum(prices, 0.0) + TINY  # what a station does not walk costs all, whatever its time does
+    cost = (prices * trial.busy).min(-1).sum(-1)  # (kept,)
+    best = (quality[:, list(trial.kept)] - cost).max(1)
+    return float((demand * np.maximum(best, -SHED)).sum() + (prices * fleet.counts * caps).sum())
+
+
 def _solved(
-    trial: _Trial, stations: Sequence[Station], quality: NDArray[np.float64], demand: NDArray[np.float64],
-    settings: LoadSettings, service_s: Mapping[str, float],
+    trial: _Trial, fleet: _Fleet, quality: NDArray[np.float64], demand: NDArray[np.float64], settings: LoadSettings,
+    caps: NDArray[np.float64],
 ) -> Plan:  # fmt: skip
-    """The exact plan of a trial, its indices those of all levels. `service_s`: seconds that each node serves a request."""
-    alike = Counter(kind(station)[1:] for station in stations)
-    caps = {}
-    for station in stations:
-        servers = min(trial.batch, station.batch) * alike[kind(station)[1:]]
-        seconds = service_s[station.name]
-        caps[station.name] = (
-            most_busy(trial.wait_s, servers, seconds, settings.quantile, settings.variation) if seconds else 1.0
-        )
+    """The exact plan of a trial, its indices those of all levels."""
     kept = list(trial.kept)
-    plan = solve(
-        Problem(pools(stations, trial.batch), trial.levels, quality[:, kept], demand, settings.deadline_s, caps=caps)
+    pools = tuple(
+        Pool(each.name, int(count), min(trial.batch, each.batch))
+        for each, count in zip(fleet.stations, fleet.counts, strict=True)
     )
+    limits = {each.name: float(cap) for each, cap in zip(fleet.stations, caps, strict=True)}
+    plan = solved_at(
+        Problem(pools, trial.levels, quality[:, kept], demand, settings.deadline_s, settings.quantile,
+                settings.variation, limits)
+    )  # fmt: skip
     served = np.zeros_like(quality)
     served[:, kept] = plan.served
     plan.served, plan.allowed = served, tuple(kept[i] for i in plan.allowed)
@@ -106,27 +168,28 @@ def _solved(
     return plan
 
 
-def _guess(trial: _Trial, stations: Sequence[Station]) -> dict[str, float]:
-    """Node -> seconds that it serves a request, as if it were given all its levels alike; 0 where it has none."""
-    found = {}
-    for station in stations:
-        own = [
-            leg.latency_s[station.name] for level in trial.levels for leg in level.legs if station.name in leg.latency_s
-        ]
-        found[station.name] = sum(own) / len(own) if own else 0.0
-    return found
+def _guess(trial: _Trial, stations: Sequence[Station]) -> NDArray[np.float64]:
+    """(stations,): seconds that each serves a request, as if it were given all its levels alike; 0 where it has none."""
+    total, count = dict.fromkeys((each.name for each in stations), 0.0), Counter[str]()
+    for level in trial.levels:
+        for leg in level.legs:
+            count.update(list(leg.latency_s))
+            for name, seconds in leg.latency_s.items():
+                total[name] += seconds
+    return np.array([total[each.name] / max(count[each.name], 1) for each in stations])
 
 
-def _served(plan: Plan, trial: _Trial, stations: Sequence[Station]) -> dict[str, float]:
-    """Node -> seconds that it serves a request of this plan, on average; the guess where it has none."""
+def _served(plan: Plan, trial: _Trial, fleet: _Fleet) -> NDArray[np.float64]:
+    """(stations,): seconds that each serves a request of this plan, on average; the guess where it has none."""
     place = {level: i for i, level in enumerate(trial.kept)}
     total: dict[str, float] = {}
     count: dict[str, float] = {}
     for (level, leg, name), load in plan.loads.items():
         seconds = trial.levels[place[level]].legs[leg].latency_s[name]
         total[name], count[name] = total.get(name, 0.0) + load * seconds, count.get(name, 0.0) + load
-    guess = _guess(trial, stations)
-    return {name: total[name] / count[name] if name in count else seconds for name, seconds in guess.items()}
+    guess = _guess(trial, fleet.stations)
+    mean = {name: total[name] / count[name] for name in count}
+    return np.array([mean.get(each.name, guess[i]) for i, each in enumerate(fleet.stations)])
 
 
 def kind(station: Station) -> tuple[object, ...]:

@@ -107,7 +107,7 @@ def solve(problem: Problem) -> Plan:
         )
     program = _Linear(grouped, allowed)
     if grouped.caps is not None:
-        return _spread(
+        return spread(
             program.solved({pool.name: min(grouped.caps[pool.name], MOST_BUSY) for pool in grouped.pools}), groups
         )
     caps = {pool.name: MOST_BUSY for pool in grouped.pools}
@@ -115,11 +115,20 @@ def solve(problem: Problem) -> Plan:
         plan = program.solved(caps)
         late = [i for i, seconds in plan.latency_s.items() if seconds > problem.deadline_s]
         if not late:
-            return _spread(plan, groups)
+            return spread(plan, groups)
         for name, cap in _lowered(grouped, plan, late).items():
             caps[name] = min(caps[name], cap)
     kept = [i for i in allowed if i not in late] or allowed
-    return _spread(_Linear(grouped, kept).solved(caps), groups)
+    return spread(_Linear(grouped, kept).solved(caps), groups)
+
+
+def solved_at(problem: Problem) -> Plan:
+    """As `solve`, where no two pools are alike, nothing is to be checked, and `caps` says how busy each may be."""
+    assert problem.caps is not None
+    allowed = [i for i, level in enumerate(problem.levels) if _fastest(level) < problem.deadline_s]
+    return _Linear(problem, allowed).solved(
+        {pool.name: min(problem.caps[pool.name], MOST_BUSY) for pool in problem.pools}
+    )
 
 
 def _grouped(problem: Problem) -> tuple[Problem, dict[str, tuple[Pool, ...]]]:
@@ -152,7 +161,7 @@ def _grouped(problem: Problem) -> tuple[Problem, dict[str, tuple[Pool, ...]]]:
     return replace(problem, pools=pools, levels=levels), groups
 
 
-def _spread(plan: Plan, groups: Mapping[str, tuple[Pool, ...]]) -> Plan:
+def spread(plan: Plan, groups: Mapping[str, tuple[Pool, ...]]) -> Plan:
     """The plan over the pools as they were given: each of a group takes its part."""
     loads: dict[tuple[int, int, str], float] = {}
     for (level, leg, name), load in plan.loads.items():
@@ -185,37 +194,45 @@ def _fastest(level: LevelLoad) -> float:
 
 
 class _Linear:
-    """The linear program over the allowed levels; only how much of each pool's time may be planned changes."""
+    """The linear program over the allowed levels; only how much of each pool's time may be planned changes.
+
+    Columns: z of each class and level, x of each leg and pool, shed of each class. Rows: classes, legs; below, pools.
+    """
 
     def __init__(self, problem: Problem, allowed: Sequence[int]):
-        from scipy.sparse import coo_array
+        from scipy.sparse import csc_array
 
         self.problem, self.allowed = problem, tuple(allowed)
-        classes = len(problem.demand)
+        classes, levels = len(problem.demand), len(self.allowed)
         self.pools = {pool.name: i for i, pool in enumerate(problem.pools)}
         self.counts = np.array([pool.count for pool in problem.pools], float)
-        self.z = [(c, i) for c in range(classes) for i in allowed]
-        legs = [(i, m) for i in allowed for m in range(len(problem.levels[i].legs))]
+        legs = [(i, m) for i in self.allowed for m in range(len(problem.levels[i].legs))]
         self.x = [(i, m, name) for i, m in legs for name in problem.levels[i].legs[m].busy_s]
-        first_x, self.shed = len(self.z), len(self.z) + len(self.x)
+        seconds = np.array([s for i, m in legs for s in problem.levels[i].legs[m].busy_s.values()], float)
+        pool = np.array([self.pools[name] for *_, name in self.x], int)
+        row = np.repeat(
+            classes + np.arange(len(legs)), [len(problem.levels[i].legs[m].busy_s) for i, m in legs]
+        )  # of the leg that each x walks
+        self.first_x = classes * levels
+        self.shed = self.first_x + len(self.x)
         self.cost = np.concatenate(
-            [[-problem.quality[c, i] for c, i in self.z], np.zeros(len(self.x)), np.full(classes, SHED)]
+            [-problem.quality[:, list(self.allowed)].ravel(), np.zeros(len(self.x)), np.full(classes, SHED)]
         )
-        rows = {leg: classes + r for r, leg in enumerate(legs)}
-        served = [(c, n, 1.0) for n, (c, _) in enumerate(self.z)] + [(c, self.shed + c, 1.0) for c in range(classes)]
-        walked = [(rows[i, m], first_x + n, 1.0) for n, (i, m, _) in enumerate(self.x)] + [
-            (rows[i, m], n, -1.0) for n, (_, i) in enumerate(self.z) for m in range(len(problem.levels[i].legs))
-        ]
-        busy = [
-            (self.pools[name], first_x + n, problem.levels[i].legs[m].busy_s[name])
-            for n, (i, m, name) in enumerate(self.x)
-        ]
-
-        def sparse(entries: list[tuple[int, int, float]], height: int) -> Any:
-            row, column, value = (np.array(part) for part in zip(*entries, strict=True))
-            return coo_array((value, (row, column)), shape=(height, len(self.cost))).tocsr()
-
-        self.equal, self.busy = sparse(served + walked, classes + len(legs)), sparse(busy, len(self.pools))
+        place = {level: n for n, level in enumerate(self.allowed)}
+        of_leg = np.array([place[i] for i, _ in legs], int)
+        own = np.arange(classes)
+        z = own[:, None] * levels + of_leg[None, :]  # (classes, legs)
+        there = np.broadcast_to(classes + np.arange(len(legs)), z.shape)
+        columns = np.concatenate(
+            [np.arange(self.first_x), self.shed + own, self.first_x + np.arange(len(self.x)), z.ravel()]
+        )
+        rows = np.concatenate([np.repeat(own, levels), own, row, there.ravel()])
+        values = np.concatenate([np.ones(self.first_x + classes + len(self.x)), np.full(z.size, -1.0)])
+        shape = (classes + len(legs), len(self.cost))
+        self.equal = csc_array((values, (rows, columns)), shape=shape)
+        self.busy = csc_array(
+            (seconds, (pool, self.first_x + np.arange(len(self.x)))), shape=(len(self.pools), len(self.cost))
+        )
         self.targets = np.concatenate([problem.demand, np.zeros(len(legs))])
 
     def solved(self, caps: Mapping[str, float]) -> Plan:
@@ -223,15 +240,16 @@ class _Linear:
 
         limits = self.counts * np.array([caps[name] for name in self.pools])
         found = linprog(
-            self.cost, A_ub=self.busy, b_ub=limits, A_eq=self.equal, b_eq=self.targets, method="highs",
+            self.cost, A_ub=self.busy, b_ub=limits, A_eq=self.equal, b_eq=self.targets, method="highs-ds",
+            options={"presolve": False},  # there is nothing to be found, and looking takes time
         )  # fmt: skip
         if found.status != 0:
             raise BadRequest(f"the load cannot be planned: {found.message}")
         quality = self.problem.quality
         served = np.zeros_like(quality)
-        for n, (c, i) in enumerate(self.z):
-            served[c, i] = found.x[n]
-        loads = {key: float(v) for key, v in zip(self.x, found.x[len(self.z) : self.shed], strict=True) if v > 1e-12}
+        served[:, list(self.allowed)] = found.x[: self.first_x].reshape(len(served), -1)
+        walked = found.x[self.first_x : self.shed]
+        loads = {self.x[n]: float(walked[n]) for n in np.flatnonzero(walked > 1e-12)}
         used, marginals = (limits - found.slack) / self.counts, -found.ineqlin.marginals
         plan = Plan(
             served=served, shed=found.x[self.shed :], loads=loads,

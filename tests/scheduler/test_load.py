@@ -183,3 +183,68 @@ def test_the_shift_serves_everyone_and_meets_the_plan(wanted, planned):
     assert moves.sum(axis=1) == pytest.approx(np.ones(4))
     assert (moves >= -1e-12).all()
     assert want @ moves == pytest.approx(plan, abs=1e-9)
+
+
+# --- the plan: which batch, how much of the deadline for work ---
+
+
+def fleet_of(nodes, rng):
+    from scheduler.load.expected import Station
+
+    found = []
+    for i in range(nodes):
+        member, pace = ("large", rng.choice([1.0, 1.5, 2.0])) if i % 2 == 0 else ("small", rng.choice([0.2, 0.4]))
+        curve = {1: 0.02 * pace, 2: 0.03 * pace, 4: 0.05 * pace}
+        role = "edge" if i % 2 == 0 else "device"
+        found.append(Station(f"n{i}", role, {"f": {member: curve}}, 4, 0.002, 0.002, 0.005, 1e7))
+    return found
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.05, 3.0), st.sampled_from([1.5, 4.0]))
+def test_a_plan_is_as_good_as_the_best_of_all_its_trials(seed, share, deadline_s):
+    """Trials that are not solved are those that cannot be better: against solving every one."""
+    from scheduler.load import planning
+    from scheduler.load.expected import Work
+    from scheduler.load.settings import LoadSettings
+
+    rng = np.random.default_rng(seed)
+    options = "match=exact/codec=fp16/guidance=3,3/conditioning=encode"
+    from relay.program import Program
+
+    works = [Work(Program.parse(f"f/large:20:0-{s}/small:20:{s}-20/{options}"), 0, 1e4, 1e4) for s in (18, 12, 6, 2)]
+    stations, quality = fleet_of(8, rng), np.sort(rng.random((3, 4)), axis=1)[:, ::-1]
+    demand, given_ = rng.uniform(0.5, 1.5, 3) * share * 20, LoadSettings(deadline_s=deadline_s)
+    plan, batch = planning.best_plan(stations, works, quality, demand, given_)
+
+    def worth(plan):
+        return float((plan.served * quality).sum() - 2 * plan.shed.sum())
+
+    everything = planning._Fleet(stations, [1] * len(stations), stations)
+    found = []
+    for trial in planning._trials(stations, works, given_):
+        caps = planning._caps(trial, everything, given_, planning._guess(trial, stations))
+        solved = planning._solved(trial, everything, quality, demand, given_, caps)
+        found.append((worth(solved), trial, solved))
+        prices = np.array([solved.prices[each.name] for each in stations])
+        bound = planning._bound(trial, everything, quality, demand, caps, prices)
+        assert bound == pytest.approx(worth(solved), abs=1e-6)  # its own prices say exactly what it is worth
+        assert planning._bound(trial, everything, quality, demand, caps, 0.7 * prices) >= bound - 1e-6
+    best = max(value for value, *_ in found)
+    _, trial, solved = next(each for each in found if each[0] >= best - 1e-9)
+    caps = planning._caps(trial, everything, given_, planning._served(solved, trial, everything))
+    again = planning._solved(trial, everything, quality, demand, given_, caps)
+    assert batch == trial.batch
+    # what serves a request of the plan may differ where several plans are the best
+    assert worth(plan) == pytest.approx(worth(again), abs=0.05 * demand.sum())
+    assert set(plan.prices) == {each.name for each in stations}
+    assert plan.served.sum() + plan.shed.sum() == pytest.approx(demand.sum())
+
+
+def test_many_nodes_at_once_are_planned_as_busy_as_each_alone():
+    from scheduler.load.queueing import most_busy_each
+
+    servers, service = np.array([1, 2, 8, 40]), np.array([0.5, 1.0, 2.0, 0.1])
+    each = [most_busy(1.2, int(c), float(s), 0.95, 2.0) for c, s in zip(servers, service, strict=True)]
+    assert most_busy_each(1.2, servers, service, 0.95, 2.0) == pytest.approx(each, abs=1e-9)
+    assert (most_busy_each(0.0, servers, service) == 0).all()
