@@ -2,7 +2,8 @@
 
 A larger batch makes more of a node and each picture later; a larger part of the deadline for work admits better levels and
 leaves waits less, so that nodes may be planned less busy. Both are tried out, since there are few; for each the solver is
-exact, and those that cannot be better than what is found, by its prices, are left out. A level that would be too slow on one node keeps its others: a slow node is planned for what it can do in time.
+exact, and one that cannot be better than what is found, as its prices show, is left out. A level that would be too slow on
+one node keeps its others: a slow node is planned for what it can do in time.
 """
 
 from __future__ import annotations
