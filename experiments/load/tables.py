@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from experiments.load.systems import Unfit
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import Program
-from scheduler.load.prediction import Levels
+from scheduler.load.prediction import Levels, read_levels, shipped
 from scheduler.outcomes import SCORE, read_table, unit_path
 
 KEPT = (
@@ -66,6 +67,27 @@ def write_tuned(out: Path, found: dict[str, Any]) -> None:
     head = "# Written by `python -m experiments.load tune`: settings chosen on validation prompts, before test.\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, head.encode() + msgspec.yaml.encode({"systems": before | found}))
+
+
+def levels_report(
+    out: Path, families: Mapping[str, tuple[Levels, dict[str, Any]]]
+) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Sections of these families, and of those that the report's data tells of already, from their shipped levels."""
+    kept = out.with_suffix(".json")
+    data: dict[str, dict[str, Any]] = json.loads(kept.read_text())["families"] if kept.exists() else {}
+    found = {name: (read_levels(shipped(name), name), told) for name, told in data.items() if shipped(name).exists()}
+    found = dict(sorted((found | dict(families)).items()))
+    lines = []
+    for name, (levels, told) in found.items():
+        said = levels.provenance
+        lines += [
+            f"## {name}",
+            "",
+            prediction_table(levels, told),
+            f"Fitted by `{said['command']}` at commit {said['commit']}.",
+            "",
+        ]
+    return "\n".join(lines), {name: told for name, (_, told) in found.items()}
 
 
 def prediction_table(levels: Levels, told: dict[str, Any]) -> str:
