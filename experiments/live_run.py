@@ -22,6 +22,8 @@ from typing import Annotated, Any
 
 import typer
 
+from relay.errors import RelayError
+
 PHASES = ("both links alike", "the far edge's link is slow")
 LEARN_S = 60.0  # at most, for the judge to catch up before the links change
 
@@ -95,13 +97,17 @@ async def stream(asker: Any, prompts: list[str], gap_s: float, seed: int) -> lis
 
 
 def settle(running: Any) -> None:
-    """Until the judge has caught up and what was learned is on disk."""
-    from nodes.gateway.deciding import SAVE_S
+    """Until the judge has caught up and what was learned is on disk; RelayError where that takes too long."""
+    from nodes.gateway.learning import MODEL
+    from scheduler.bandit_file import read_bandit
 
-    ends = time.monotonic() + LEARN_S
-    while running.status()["decisions"]["awaiting_scores"] and time.monotonic() < ends:
+    ends, model = time.monotonic() + LEARN_S, running.store / MODEL
+    while time.monotonic() < ends:
+        told = running.status()["decisions"]
+        if not told["awaiting_scores"] and model.exists() and read_bandit(model).learned == told["learned"]:
+            return
         time.sleep(0.5)
-    time.sleep(2 * SAVE_S)
+    raise RelayError(f"the judge or the learner has not caught up within {LEARN_S:g} s: {told}")
 
 
 def shares(log: Path, frozen: Path, jobs: list[str], policy: dict[str, Any]) -> list[dict[str, Any]]:
