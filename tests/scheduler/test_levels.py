@@ -105,3 +105,17 @@ def test_what_was_not_measured_is_said_in_one_line(store, tmp_path, folders, fam
     where = {None: SHIPPED, "empty": [tmp_path / "nowhere"], "store": [store]}[folders]
     with pytest.raises(BadRequest, match=said):
         lattice(family, where)
+
+
+@pytest.mark.parametrize("family", ["mini-sd3", "mini-sdxl"])
+def test_shipped_levels_are_measured_safest_first_and_predict_within_bounds(family):
+    from scheduler.load.prediction import read_levels, shipped
+
+    levels = read_levels(shipped(family), family)
+    quality = [level.quality for level in levels.levels]
+    assert quality == sorted(quality, reverse=True)
+    assert levels.levels[0].work.program.mode == "full-cloud"
+    assert {level.work.program.mode for level in levels.levels} == {"full-cloud", "relay", "edge-only"}
+    said = levels.predict(["a red heart, a blue ring, a green star and a small yellow square", 'the word "CAT" in red'])
+    assert ((said >= 0) & (said <= 1)).all()
+    assert said[0, 0] > said[0, -1]
