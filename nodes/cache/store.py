@@ -2,11 +2,14 @@
 
     cache.db              one row a latent: space, owner, source (the job it comes from), vector, steps skipped, bytes, uses
     latents/ab/ID         magic, length, checksum, payload: whole or not at all
+    index/HASH            an index as it was when the cache was closed (`nodes.cache.snapshot`)
 
-A kill loses nothing that was stored: the index is built anew from the rows at the start, files that no row names are
+A kill loses nothing that was stored: what an index lacks enters it from the rows at the start, files that no row names are
 removed, and a file that is gone, short or altered is forgotten when it is met, never served. A database that is damaged or
 of another version is set aside with its files, and an empty cache begun. Bytes are bounded; what goes first is told by
 `eviction`: LCBFU drops the lowest uses x share of T that it spares (NIRVANA; Argus, arXiv 2511.06724), LRU the longest unused.
+
+The index holds vectors in 8 bits, which is enough to find who is near; how near they are is told by the rows' own.
 
 Owners: latents of one are never found by another. With `shared` there is one owner. No prompt's text is kept, only its vector.
 """
@@ -20,13 +23,13 @@ import shutil
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from nodes.cache.snapshot import TABLE, Snapshots
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import check_choice
@@ -41,7 +44,8 @@ EVICTIONS = ("lcbfu", "lru")
 NEAREST = 40  # latents that are looked at: a walk leaves several, and the nearest may spare fewer steps than the next
 EXPANSION = 64  # candidates an entry is linked among: half of usearch's own, and of what building the index anew takes
 _LOADED = 4096  # vectors that enter the index at once
-_APPLICATION, _FORMAT = 0x524C4348, 2  # "RLCH"
+_SAVED = 10_000  # latents that entered an index at a start: it is kept at once, so that a kill does not cost that again
+_APPLICATION, _FORMAT = 0x524C4348, 3  # "RLCH"
 _MAGIC, _HEAD = b"RLATENT1", struct.Struct("<Q16s")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS latents (
@@ -49,6 +53,7 @@ CREATE TABLE IF NOT EXISTS latents (
     vector BLOB NOT NULL, skipped INTEGER NOT NULL, total INTEGER NOT NULL, bytes INTEGER NOT NULL,
     uses INTEGER NOT NULL DEFAULT 0, used REAL NOT NULL
 );
+CREATE INDEX IF NOT EXISTS latents_of ON latents (space, owner);
 """
 
 
@@ -78,7 +83,9 @@ class LatentCache:
         self.hits = self.misses = self.evicted = self.damaged = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._db = _opened(folder)
+        self._snapshots = Snapshots(folder, self._db)
         self._indexes: dict[tuple[str, str], Any] = {}
+        self._changed: set[tuple[str, str]] = set()  # indexes that are not as their snapshot
         self.bytes = self._count = 0
         self._load()
 
@@ -120,7 +127,9 @@ class LatentCache:
             return False
         self.bytes += len(payload)
         self._count += 1
+        self._snapshots.given((space, owner), int(number or 0))
         self._index(space, owner, len(unit)).add(int(number or 0), unit, threads=1)
+        self._changed.add((space, owner))
         return True
 
     def _make_room(self, size: int) -> None:
@@ -150,15 +159,16 @@ class LatentCache:
         index = self._indexes.get((space, owner))
         if self.scope == "off" or index is None or not len(index):
             return None
-        found, rule = index.search(_unit(vector), min(NEAREST, len(index)), threads=1), rule or self.rule
+        unit, rule = _unit(vector), rule or self.rule
+        found = index.search(unit, min(NEAREST, len(index)), threads=1)
         choices = []
-        for number, distance in zip(found.keys, found.distances, strict=True):
+        for number in found.keys:
             row = self._db.execute(
-                "SELECT skipped, total, source FROM latents WHERE number = ?", (int(number),)
+                "SELECT skipped, total, source, vector FROM latents WHERE number = ?", (int(number),)
             ).fetchone()  # fmt: skip
-            similarity = min(1.0, 1.0 - float(distance))
             if row is None or (below is not None and row[0] >= below):
                 continue
+            similarity = min(1.0, float(unit @ np.frombuffer(row[3], np.float32)))
             if row[0] <= skip_of(rule.allowed(similarity), row[1]):
                 choices.append((row[0] / row[1], similarity, int(number), row[2]))
         seen: set[str] = set()
@@ -195,6 +205,8 @@ class LatentCache:
         }  # fmt: skip
 
     def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # closed before, or a disk that is gone
+            self._keep_indexes()
         self._db.close()
 
     # --- within ---
@@ -206,46 +218,73 @@ class LatentCache:
         return self.folder / "latents" / id_[:2] / id_
 
     def _index(self, space: str, owner: str, width: int) -> Any:
-        from usearch.index import Index
-
         key = space, owner
         if key not in self._indexes:
-            self._indexes[key] = Index(ndim=width, metric="cos", dtype="f32", expansion_add=EXPANSION)
+            self._indexes[key] = _empty(width)
         return self._indexes[key]
 
     def _load(self) -> None:
-        """The index of what is there; files that no row names are what a kill left behind."""
-        known = set()
-        entering: dict[tuple[str, str, int], list[tuple[int, bytes]]] = {}
+        """The indexes of what is there; files that no row names are what a kill left behind."""
+        self._drop_others()
+        sizes = self._db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM latents").fetchone()
+        self._count, self.bytes = sizes
+        keys = self._db.execute("SELECT space, owner, max(length(vector)) / 4 FROM latents GROUP BY space, owner")
+        entered = 0
+        for space, owner, width in keys.fetchall():
+            entered += self._enter((space, owner), width)
+        if entered >= _SAVED:
+            self._keep_indexes()
+        for path in (self.folder / "latents").glob("*"):
+            known = {
+                id_
+                for (id_,) in self._db.execute(
+                    "SELECT id FROM latents WHERE id >= ? AND id < ?", (path.name, path.name + "g")
+                )
+            }  # of a folder at a time: all of them would be some hundred MB
+            for file in path.glob("*"):
+                if file.name not in known:
+                    file.unlink(missing_ok=True)
 
-        def enter(key: tuple[str, str, int]) -> None:
-            numbers, vectors = zip(*entering.pop(key), strict=True)
-            units = np.frombuffer(b"".join(vectors), np.float32).reshape(len(numbers), key[2])
-            self._index(*key).add(np.array(numbers, np.uint64), units, threads=1)  # the cores are the compute thread's
+    def _enter(self, key: tuple[str, str], width: int) -> int:
+        """An index from its snapshot and the rows; how many had to enter."""
+        index, upto = self._snapshots.read(key, lambda: _empty(width))
+        self._indexes[key] = index
+        if upto:
+            rows = self._db.execute(
+                "SELECT number FROM latents WHERE space = ? AND owner = ? AND number <= ?", (*key, upto)
+            )
+            there = np.fromiter((number for (number,) in rows), np.uint64)
+            gone = np.setdiff1d(np.asarray(index.keys), there)
+            for number in gone:
+                index.remove(int(number))
+            if len(gone):
+                self._changed.add(key)
+        newer = self._db.execute(
+            "SELECT number, vector FROM latents WHERE space = ? AND owner = ? AND number > ?", (*key, upto)
+        )
+        entered = 0
+        while chunk := newer.fetchmany(_LOADED):
+            numbers, vectors = zip(*chunk, strict=True)
+            units = np.frombuffer(b"".join(vectors), np.float32).reshape(len(numbers), width)
+            index.add(np.array(numbers, np.uint64), units, threads=1)  # the cores are the compute thread's
+            entered += len(numbers)
+        if entered:
+            self._changed.add(key)
+        return entered
 
-        for number, id_, space, owner, vector, size in self._rows():
-            key = space, owner, len(vector) // 4
-            entering.setdefault(key, []).append((number, vector))
-            if len(entering[key]) == _LOADED:
-                enter(key)
-            self.bytes += size
-            self._count += 1
-            known.add(id_)
-        for key in list(entering):
-            enter(key)
-        for path in (self.folder / "latents").glob("*/*"):
-            if path.name not in known:
-                path.unlink(missing_ok=True)
+    def _keep_indexes(self) -> None:
+        last = self._db.execute("SELECT coalesce(max(number), 0) FROM latents").fetchone()[0]
+        for key in self._changed:
+            self._snapshots.write(key, self._indexes[key], last)
+        self._changed.clear()
 
-    def _rows(self) -> Iterator[tuple[int, str, str, str, bytes, int]]:
-        owned = (
-            "owner = ''" if self.scope == "shared" else "owner != ''"
-        )  # the other scope's are not this one's to show
-        yield from self._db.execute(f"SELECT number, id, space, owner, vector, bytes FROM latents WHERE {owned}")
-        others = self._db.execute(f"SELECT id FROM latents WHERE NOT {owned}").fetchall()
-        for (id_,) in others:
-            self._path(id_).unlink(missing_ok=True)
-        with self._db:
+    def _drop_others(self) -> None:
+        """The other scope's latents are not this one's to show."""
+        owned = "owner = ''" if self.scope == "shared" else "owner != ''"
+        others = self._db.execute(f"SELECT DISTINCT space, owner FROM latents WHERE NOT {owned}").fetchall()
+        for key in others:
+            self._snapshots.drop(key)
+        with self._db:  # their files are named by no row any more
             self._db.execute(f"DELETE FROM latents WHERE NOT {owned}")
 
     def _forget(self, number: int) -> None:
@@ -257,8 +296,15 @@ class LatentCache:
             self._db.execute("DELETE FROM latents WHERE number = ?", (number,))
         self._path(id_).unlink(missing_ok=True)
         self._indexes[space, owner].remove(number)
+        self._changed.add((space, owner))
         self.bytes -= size
         self._count -= 1
+
+
+def _empty(width: int) -> Any:
+    from usearch.index import Index
+
+    return Index(ndim=width, metric="cos", dtype="i8", expansion_add=EXPANSION)
 
 
 def _unit(vector: NDArray[Any]) -> NDArray[np.float32]:
@@ -307,7 +353,7 @@ def _checked(path: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError("it is damaged")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
-        db.executescript(_TABLES)
+        db.executescript(_TABLES + TABLE)
         db.execute(f"PRAGMA application_id = {_APPLICATION}")
         db.execute(f"PRAGMA user_version = {_FORMAT}")
     except sqlite3.Error:

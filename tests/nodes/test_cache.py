@@ -182,6 +182,95 @@ def test_a_damaged_or_foreign_database_is_set_aside(tmp_path, damage, caplog):
     assert "set aside" in caplog.text
 
 
+# --- an index on disk ---
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder whose cache of three latents was closed, its index kept; and how to open it."""
+    monkeypatch.setattr("nodes.cache.snapshot.LEAST", 1)
+    folder = tmp_path / "kept"
+
+    def opened(of=folder):
+        return LatentCache(of, 10_000, rule=RULE)
+
+    cache = opened()
+    for degrees in (0, 40, 80):
+        fill(cache, degrees, 10)
+    cache.close()
+    assert len(list((folder / "index").iterdir())) == 1
+    return folder, opened
+
+
+def killed(folder, tmp_path):
+    """What a process that is killed now leaves behind."""
+    import shutil
+
+    return Path(shutil.copytree(folder, tmp_path / "killed"))
+
+
+def test_an_index_is_read_and_not_built_where_nothing_changed(kept):
+    _, opened = kept
+    cache = opened()
+    assert cache._changed == set()  # no row had to enter
+    assert [cache.find("s", "a", at(degrees)).source for degrees in (1, 41, 81)] == [
+        "job at 0",
+        "job at 40",
+        "job at 80",
+    ]
+
+
+def test_after_a_kill_what_came_since_is_in_the_index_and_what_went_is_not(kept, tmp_path):
+    folder, opened = kept
+    cache = opened()
+    fill(cache, 120, 10)
+    fill(cache, 160, 10)
+    cache._forget(1)
+    again = opened(killed(folder, tmp_path))
+    assert len(again) == 4
+    assert again.find("s", "a", at(0)) is None
+    assert [again.find("s", "a", at(d)).source for d in (40, 120, 160)] == ["job at 40", "job at 120", "job at 160"]
+    assert len(again._indexes["s", "a"]) == 4
+
+
+def test_a_number_that_is_given_again_makes_no_latent_anothers(kept, tmp_path):
+    folder, opened = kept
+    cache = opened()
+    cache._forget(3)  # the last one: its number goes to the next
+    fill(cache, 170, 10)
+    assert cache.find("s", "a", at(170)).source == "job at 170"
+    again = opened(killed(folder, tmp_path))
+    assert again.find("s", "a", at(80)) is None
+    hit = again.find("s", "a", at(170))
+    assert (hit.source, hit.similarity) == ("job at 170", pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "gone"])
+def test_a_damaged_index_is_built_anew_with_one_line(kept, damage, caplog):
+    folder, opened = kept
+    (path,) = (folder / "index").iterdir()
+    if damage == "gone":
+        path.unlink()
+    else:
+        data, half = path.read_bytes(), path.stat().st_size // 2
+        path.write_bytes(data[:half] + (b"" if damage == "truncated" else bytes([data[half] ^ 1]) + data[half + 1 :]))
+    cache = opened()
+    assert cache.find("s", "a", at(41)).source == "job at 40"
+    assert caplog.text.count("it is built anew") == 1
+    cache.close()
+    assert opened()._changed == set()
+
+
+def test_how_near_it_is_is_not_rounded(cache):
+    """The index holds 8 bits; thresholds are of the vectors themselves."""
+    fill(cache, 0, 10)
+    for degrees in (18.0, 18.3):  # the cosines are 0.9511 and 0.9494, the rule's threshold lies between
+        hit = cache.find("s", "a", at(degrees))
+        assert (hit is not None) == (degrees == 18.0)
+        if hit:
+            assert hit.similarity == pytest.approx(np.cos(np.radians(degrees)), abs=1e-6)
+
+
 def test_other_words_are_refused_in_one_line(tmp_path):
     with pytest.raises(BadRequest, match="off"):
         LatentCache(tmp_path / "c", 0)
