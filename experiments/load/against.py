@@ -107,7 +107,7 @@ def figures(stage: NDArray[np.int64], seconds: Floats, quality: Floats) -> dict[
 def intervals(stage: NDArray[np.int64], seconds: Floats, seed: int = 0) -> dict[str, tuple[float, float]]:
     """95 % of a circular block bootstrap over requests in the order of their coming."""
     rng, count = np.random.default_rng(seed), len(stage)
-    length = min(BLOCK, count)
+    length = max(1, min(BLOCK, count // 10))
     found: dict[str, list[float]] = {"p50_s": [], "p99_s": [], "violations": []}
     for _ in range(DRAWS):
         starts = rng.integers(count, size=-(-count // length))

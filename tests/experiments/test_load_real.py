@@ -95,7 +95,7 @@ def test_the_same_requests_are_served_and_simulated_and_the_report_says_how_far_
 
 
 def test_overload_ends_every_accepted_request_and_a_killed_node_costs_none(case, running, tmp_path):
-    phases = overload.Phases(before_s=2.0, peak_s=4.0, after_s=2.0, times=3.0)
+    phases = overload.Phases(before_s=2.0, peak_s=3.0, after_s=2.0, times=3.0)
     found = overload.overloaded(case, running, "here", phases, 4.0, "edge-2")
     assert found["failed"] == 0, found["errors"]
     assert found["open"] == 0
