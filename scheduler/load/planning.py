@@ -3,7 +3,8 @@
 A larger batch makes more of a node and each picture later; a larger part of the deadline for work admits better levels and
 leaves waits less, so that nodes may be planned less busy. Both are tried out, since there are few; for each the solver is
 exact, and one that cannot be better than what is found, as its prices show, is left out. A level that would be too slow on
-one node keeps its others: a slow node is planned for what it can do in time.
+one node at the batch that is tried has that node at the largest batch at which it is in time, or keeps its others: a slow
+node is planned for what it can do in time, and does not hold the fast ones to small batches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from relay.errors import BadRequest
 from scheduler.load.expected import Holding, Station, Work, level_load, within
 from scheduler.load.queueing import most_busy_each
 from scheduler.load.settings import LoadSettings
-from scheduler.load.solver import MOST_BUSY, SHED, LevelLoad, Plan, Pool, Problem, solved_at, spread
+from scheduler.load.solver import MOST_BUSY, SHED, Leg, LevelLoad, Plan, Pool, Problem, solved_at, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,10 +105,17 @@ def _trials(stations: Sequence[Station], works: Sequence[Work], settings: LoadSe
     deadline, found = settings.deadline_s, []
     place = {station.name: i for i, station in enumerate(stations)}
     holding: Holding = {}
+    before: dict[float, dict[int, LevelLoad]] = {}  # reach -> levels at the batch before
     for batch in [b for b in BATCHES if b <= max(each.batch for each in stations)]:
         loads = [level_load(work, stations, batch, holding) for work in works]
         for reach in REACHES:
             fine = {i: kept for i, load in enumerate(loads) if (kept := within(load, reach * deadline)) is not None}
+            both = {i: _with(fine.get(i), before.get(reach, {}).get(i)) for i in range(len(works))}
+            fine = {
+                i: kept for i, load in both.items()
+                if load is not None and (kept := within(load, reach * deadline)) is not None
+            }  # fmt: skip
+            before[reach] = fine
             if fine:
                 legs = max(len(load.legs) for load in fine.values())
                 busy = np.full((len(fine), legs, len(stations)), NEVER)
@@ -123,6 +131,17 @@ def _trials(stations: Sequence[Station], works: Sequence[Work], settings: LoadSe
             f"no level keeps a deadline of {deadline:g} s: the fastest takes {fastest:.3g} s on idle nodes"
         )
     return found
+
+
+def _with(load: LevelLoad | None, smaller: LevelLoad | None) -> LevelLoad | None:
+    """A level at a batch, and on the nodes that are too slow for that at the batch that they still can."""
+    if load is None or smaller is None:
+        return load or smaller
+    legs = (
+        Leg({**before.busy_s, **leg.busy_s}, {**before.latency_s, **leg.latency_s})
+        for leg, before in zip(load.legs, smaller.legs, strict=True)
+    )
+    return LevelLoad(load.name, tuple(legs))
 
 
 def _caps(

@@ -132,6 +132,25 @@ def test_a_slow_node_is_planned_for_what_it_can_do_in_time_and_does_not_slow_the
     assert both.plan.shed.sum() <= alone.plan.shed.sum() + 1e-9
 
 
+def test_a_node_too_slow_for_the_batch_that_suits_others_works_at_its_own():
+    """Phones do most at 8 at once; the edge could do no level in time with 8 at once, and full-cloud alone."""
+    from scheduler.load.planning import best_plan
+
+    slow = {1: 0.05, 2: 0.09, 4: 0.17, 8: 0.33}  # 20 steps: 1 s alone, 6.6 s with 8 at once
+    quick = dict.fromkeys((1, 2, 4, 8), 0.004)
+    fleet = [
+        Station("edge", "edge", {"tiny": {"large": slow}}, 8, bytes_per_s=1e9),
+        Station("phone", "device", {"tiny": {"small": quick}}, 8, bytes_per_s=1e9),
+    ]
+    settings = LoadSettings(deadline_s=3.0)
+    quality = np.array([[0.9, 0.6, 0.4]])
+    plan, batch = best_plan(fleet, WORKS, quality, np.array([60.0]), settings)
+    assert batch == 8  # less would leave most of this many unserved
+    assert plan.busy["edge"] > 0.2
+    assert plan.served[0, :2].sum() > 0.1
+    assert plan.shed.sum() < 1e-6
+
+
 def test_an_slo_that_nothing_keeps_is_said_in_one_line():
     control = controller(deadline_s=0.01)
     control.control(stations())
