@@ -106,7 +106,8 @@ class Asker:
         future = self._open[question.ref] = asyncio.get_running_loop().create_future()
         try:
             await (client or self.client).send(question, timeout_s=min(timeout_s, 5.0))
-            message, payloads = await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for (Python 3.11) forgets a cancellation of the same moment
+                message, payloads = await future
         except TimeoutError:
             raise Unanswered(f"{self.address} did not answer within {timeout_s:g} s") from None
         except SendFailed as error:

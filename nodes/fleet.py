@@ -38,7 +38,8 @@ class Fleet:
     def ask(self, work: Any, timeout_s: float = 60.0) -> Any:
         async def asking() -> Any:
             async with self.asker() as asker:
-                return await asyncio.wait_for(work(asker), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    return await work(asker)
 
         return asyncio.run(asking())
 

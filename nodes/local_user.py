@@ -93,7 +93,8 @@ class LocalUser:
         future = self._asked[ref] = asyncio.get_running_loop().create_future()
         try:
             await self.node.control.send(forwarded, timeout_s=2.0)
-            answer, payloads = await asyncio.wait_for(future, ANSWER_S + getattr(message, "wait_s", 0.0))
+            async with asyncio.timeout(ANSWER_S + getattr(message, "wait_s", 0.0)):
+                answer, payloads = await future
         except (TimeoutError, SendFailed):
             if isinstance(message, Submit):
                 return await self._alone(message), []
@@ -178,7 +179,8 @@ class LocalUser:
             return Told(ref=message.ref, what="cancel", value=message.job), []
         if message.wait_s:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended[message.job].wait(), min(message.wait_s, 60.0))
+                async with asyncio.timeout(min(message.wait_s, 60.0)):
+                    await self._ended[message.job].wait()
         value = {k: v for k, v in told.items() if k != "png"}
         if message.what != "image":
             return Told(ref=message.ref, what=message.what, value=value), []

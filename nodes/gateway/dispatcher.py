@@ -1,6 +1,6 @@
 """The dispatcher: every accepted job ends in one image or one error, whatever dies in between.
 
-    submit      plan -> ledger -> acknowledged
+    submit      acceptance.py: plan -> ledger -> acknowledged
     tick        whoever waits is placed (placer.py); whoever is too late or was lost is ended or recovered
     hear        progress, handoffs, checkpoints: points from which it could go on
     recover     what it ran on is gone: back off, to be placed again from the farthest point that is still there
@@ -24,6 +24,7 @@ from typing import Any
 
 from nodes.checkpoints import Checkpoints
 from nodes.deployment import CacheConfig, GatewayConfig
+from nodes.gateway.acceptance import Acceptance
 from nodes.gateway.deciding import Decider
 from nodes.gateway.jobs import Job, Point
 from nodes.gateway.ledger import Ledger, LedgerUnwritable
@@ -36,10 +37,9 @@ from nodes.gateway.settling import Settling, digest_of
 from nodes.gateway.timeline import Timeline
 from nodes.gateway.verdicts import Verdicts
 from nodes.messages import Busy, Cancel, Failed, Message, Progress, Release, Result
-from nodes.requests import ImageRequest, Refusal, new_id, new_seed, read_request
+from nodes.requests import ImageRequest
 from nodes.stages import Stage
 from nodes.tasks import Tasks
-from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import Program
 from scheduler.load.expected import Station
@@ -67,8 +67,11 @@ class Dispatcher:
         self.timeline = Timeline(ledger, self.counters)
         self.settling = Settling(ledger, self.store)
         self.placer = Placer(config, registry, planner, decider, self.timeline, send, ledger.boot, self.cache)
+        self.acceptance = Acceptance(
+            config, self.cache, ledger, planner, decider, self.timeline, self.jobs, self.counters, self.wake,
+            self._retry_after, self._withdrawn,
+        )  # fmt: skip
         self._ending: set[str] = set()
-        self._accepting: dict[tuple[str, str], asyncio.Future[Any]] = {}  # tenant, key -> its way to the disk
         self._tasks = Tasks()
 
     # --- in ---
@@ -76,116 +79,21 @@ class Dispatcher:
     async def restore(self) -> int:
         """Take up what an earlier process had accepted and not ended."""
         await self.settling.look_back()
-        for kept in self.ledger.open_jobs():
-            request = read_request(kept.body)
-            left = (request.deadline_ms or self.config.deadline_s * 1000) / 1000 - kept.waited_s
-            now = time.monotonic()
-            try:
-                planned = await self.planner.plan(request)
-            except BadRequest as error:  # served before a change of the config, not any more
-                await self.ledger.end(kept.id, "failed", error=str(error))
-                continue
-            job = Job(
-                kept.id, kept.request, kept.number, kept.tenant, kept.seed, request, now - kept.waited_s, now + max(left, 0.0),
-                list(planned.programs), self.placer.next_attempt(), moved=now,
-            )  # fmt: skip
-            job.placed_on[kept.attempt] = set(kept.nodes)
-            job.history.append("the gateway was restarted")
-            self.jobs[job.id] = job
-        self.wake.set()
-        return len(self.jobs)
+        return await self.acceptance.restore(self.placer.next_attempt)
 
     async def submit(self, request: ImageRequest, tenant: str, key: str | None = None) -> tuple[str, list[str]]:
         """Request id and job ids, in the ledger when this returns. BadRequest or Refusal otherwise."""
-        import msgspec
-
-        if request.cache and self.cache.scope == "off":
-            raise BadRequest("cache: this deployment keeps no latents to start from; leave it out")
-        planned = await self.planner.plan(request)
-        request = msgspec.structs.replace(request, width=planned.width, height=planned.height)
-        body = {k: v for k, v in msgspec.to_builtins(request).items() if v is not None}
-        if key is not None and (earlier := await self._begun(tenant, key, body)) is not None:
-            return earlier  # it is work already, so nothing is refused for want of room
-        await self.planner.read(request, self._prepare)
-        if len(self.jobs) + request.images > self.config.queue:
-            raise Refusal("too many jobs are open", 429, self._retry_after())
-        first = request.seed if request.seed is not None else new_seed()
-        rid = new_id("req")
-        jobs = [(new_id("job"), first + i) for i in range(request.images)]
-        now = time.monotonic()
-        deadline = now + (request.deadline_ms / 1000 if request.deadline_ms else self.config.deadline_s)
-        work = self.load.admit(request, planned.programs, tenant) if self.load is not None else 0.0
-
-        def enter() -> None:
-            for number, (job_id, seed) in enumerate(jobs):
-                self.jobs[job_id] = Job(
-                    job_id, rid, number, tenant, seed, request, now, deadline, list(planned.programs), 0, moved=now
-                )
-                self.timeline.note(job_id, "gateway", "accepted")
-                if self.load is not None:
-                    self.load.taken(job_id, tenant, work)
-            self.wake.set()
-
-        # Acknowledged when it is on disk, so the next process takes it up whatever ends this one. Work on it begins while
-        # the disk is at it; not where a key may yet turn it into an earlier request.
-        written = self.ledger.accept(rid, tenant, key, body, jobs)
-        if key is None:
-            enter()
-        else:
-            self._accepting[tenant, key] = written
-        try:
-            found, ids = await written
-        except LedgerUnwritable as error:
-            for job_id, _ in jobs:
-                self._withdraw(job_id)
-            raise Refusal(str(error), 507, 5.0) from None
-        finally:
-            if key is not None and self._accepting.get((tenant, key)) is written:
-                del self._accepting[tenant, key]
-        if found != rid:
-            self._same_as(ids, body)
-            return found, ids
-        if key is not None:
-            enter()
-        self.counters["accepted"] += len(jobs)
-        return rid, ids
+        return await self.acceptance.submit(request, tenant, key)
 
     def control(self, load: LoadControl) -> None:
         """From now on it says who is let in and what may serve them."""
-        self.load = self.placer.load = load
+        self.load = self.placer.load = self.acceptance.load = load
         self.on_end.append(load.ended)
 
-    def _prepare(self, prompt: str) -> None:
-        """Read a prompt, in the planner's thread."""
-        self.decider.prepare(prompt)
-        if self.load is not None:
-            self.load.read(prompt, self.decider.reading(prompt))
-
-    def _withdraw(self, job_id: str) -> None:
+    def _withdrawn(self, job: Job) -> None:
         """It was never accepted: nobody waits for it."""
-        if (job := self.jobs.pop(job_id, None)) is not None:
-            if self.load is not None:
-                self.load.ended(job)
-            self._dismiss(job)
-            self.checkpoints.drop(job_id)
-
-    async def _begun(self, tenant: str, key: str, body: dict[str, Any]) -> tuple[str, list[str]] | None:
-        """What an idempotency key began, one that is being written right now waited for; None where it is a new one."""
-        if (written := self._accepting.get((tenant, key))) is not None:
-            await asyncio.wait([written])
-        found = self.ledger.of_key(tenant, key)
-        if found is not None:
-            self._same_as(found[1], body)
-        return found
-
-    def _same_as(self, ids: list[str], body: dict[str, Any]) -> None:
-        """A request that comes again, by its key; Refusal where the key was another's."""
-        import json
-
-        kept = self.ledger.job(ids[0])
-        if kept and json.loads(kept["body"]) != body:
-            raise Refusal("this idempotency key was used for another request", 409)
-        self.counters["idempotent"] += 1
+        self._dismiss(job)
+        self.checkpoints.drop(job.id)
 
     async def forgotten_by(self, name: str) -> None:
         """A node came back as a new process: what it had is gone, though no heartbeat was missed."""

@@ -192,7 +192,8 @@ async def serve(app: FastAPI, address: str) -> None:
         app.state.api.closing.set()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(serving, STOP_S + 2)
+            async with asyncio.timeout(STOP_S + 2):
+                await serving
         listening.close()
 
 

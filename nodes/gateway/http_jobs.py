@@ -65,7 +65,8 @@ def routes(api: Api) -> APIRouter:
         if open_job is not None and open_job.tenant == tenant:
             await dispatcher.cancel(open_job)
             with contextlib.suppress(TimeoutError):  # it may be ending of itself just now
-                await asyncio.wait_for(open_job.ended.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await open_job.ended.wait()
             if not open_job.stage.ended:
                 raise ApiError(507, "the ledger cannot be written now: the job is not cancelled", retry_after_s=5)
         return JSONResponse(shown(await find(dispatcher, tenant, job), api.link(request)))

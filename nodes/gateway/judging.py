@@ -218,7 +218,8 @@ class Judging:
         try:
             if not await self.to_node(node.name, JudgeThis(job=picture.job)):
                 raise FileNotFoundError(picture.holder)
-            return await asyncio.wait_for(future, SHOWN_S)
+            async with asyncio.timeout(SHOWN_S):
+                return await future
         finally:
             self._shown.pop(picture.job, None)
 

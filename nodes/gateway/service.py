@@ -286,7 +286,8 @@ class Gateway:
         job = dispatcher.jobs.get(ask.job)
         if job is not None and job.tenant == tenant and ask.wait_s > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(job.ended.wait(), min(ask.wait_s, 60.0))
+                async with asyncio.timeout(min(ask.wait_s, 60.0)):
+                    await job.ended.wait()
             record = of_job(job) if job.stage.ended else await find(dispatcher, tenant, ask.job)
         else:
             record = await find(dispatcher, tenant, ask.job)

@@ -105,6 +105,9 @@ class Service:
             ready.set_exception(error)
             raise
         self.loop.run_forever()
+        for task in (left := asyncio.all_tasks(self.loop)):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     async def _start(self, compute: bool) -> None:
         self.registry = Registry(self.config.heartbeat_s)

@@ -67,13 +67,16 @@ def running(tmp_path_factory, families):
 
 
 async def at_work(asker, **request):
-    """A job under way of which a checkpoint is kept, and the edge that has it."""
-    before = (await asker.status())["counters"].get("checkpoints", 0)
-    job = (await asker.submit(request)).jobs[0]
-    while (await asker.status())["counters"].get("checkpoints", 0) == before:
-        await asyncio.sleep(0.005)
-    told = await asker.job(job)
-    return job, next(node for node in told["nodes"] if node.startswith("edge"))
+    """A job under way of which a checkpoint is kept, and the edge that has it. One that ends before its first checkpoint
+    is anywhere, since nodes have yet to meet, is asked again."""
+    while True:
+        before = (await asker.status())["counters"].get("checkpoints", 0)
+        job = (await asker.submit(request)).jobs[0]
+        while (told := await asker.job(job))["stage"] not in ("done", "failed"):
+            if (await asker.status())["counters"].get("checkpoints", 0) > before:
+                return job, next(node for node in told["nodes"] if node.startswith("edge"))
+            await asyncio.sleep(0.005)
+        assert told["stage"] == "done", told
 
 
 def pixels(png):
