@@ -226,7 +226,7 @@ class Controller:
         """The best plan, or why there is none. Takes up to some tenths of a second, and may run in another thread."""
         self.solved += 1
         try:
-            return best_plan(asking.stations, self.works, self.quality, asking.per_s, self.settings)
+            return best_plan(asking.stations, self.works, self.quality, asking.per_s, self.settings, self.batch)
         except BadRequest as error:
             return str(error)
 

@@ -47,13 +47,14 @@ class _Trial:
 
 def best_plan(
     stations: Sequence[Station], works: Sequence[Work], quality: NDArray[np.float64], demand: NDArray[np.float64],
-    settings: LoadSettings,
+    settings: LoadSettings, before: int = 1,
 ) -> tuple[Plan, int]:  # fmt: skip
     """The best plan for `demand` (classes,) requests a second of `quality` (classes, levels), and its batch.
 
     BadRequest where no level keeps the deadline or no node is there. How busy a node may be planned depends on how long it
     serves a request, and that on the plan: trials are compared by a first guess, and the best is made again by what it
-    says itself. A trial is not solved where the prices of one that was show that it cannot be better (`_bound`).
+    says itself. A trial is not solved where the prices of one that was show that it cannot be better (`_bound`). `before`:
+    the batch of the plan before, where the search begins; what it finds does not depend on it.
     """
     groups: dict[tuple[object, ...], list[Station]] = {}
     for station in stations:
@@ -64,7 +65,8 @@ def best_plan(
     limits = [_caps(trial, fleet, settings, _guess(trial, fleet.stations)) for trial in trials]
     nothing = np.zeros(len(fleet.stations))
     hopes = np.array([_bound(t, fleet, quality, demand, caps, nothing) for t, caps in zip(trials, limits, strict=True)])
-    number: int | None = 0  # under little load nothing is better than the first
+    # under little load nothing is better than the first, under more hardly anything than what was best before
+    number: int | None = next((n for n, trial in enumerate(trials) if trial.batch == before), 0)
     while number is not None:
         plan = _solved(trials[number], fleet, quality, demand, settings, limits[number])
         solved[number] = float((plan.served * quality).sum() - SHED * plan.shed.sum()), plan

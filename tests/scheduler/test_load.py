@@ -237,6 +237,10 @@ def test_a_plan_is_as_good_as_the_best_of_all_its_trials(seed, share, deadline_s
     assert batch == trial.batch
     # what serves a request of the plan may differ where several plans are the best
     assert worth(plan) == pytest.approx(worth(again), abs=0.05 * demand.sum())
+    for begun in (1, 2, 4):  # wherever the search begins
+        other, other_batch = planning.best_plan(stations, works, quality, demand, given_, begun)
+        assert other_batch == batch
+        assert worth(other) == pytest.approx(worth(plan), abs=1e-6)
     assert set(plan.prices) == {each.name for each in stations}
     assert plan.served.sum() + plan.shed.sum() == pytest.approx(demand.sum())
 
