@@ -9,6 +9,7 @@ one after the other, since they share queues).
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from experiments.load.systems import systems
 BLOCK, DRAWS = 20, 2000
 SIMULATED = 5  # runs of the same requests: systems draw, too
 CLOSE = 0.10
+REST_S, NEXT_TO_NOTHING = 90.0, 0.02
 Floats = NDArray[np.float64]
 
 
@@ -50,6 +52,7 @@ def run(
                 here = measured(case, fleet, running)
                 for trace in traces:
                     for name in group:
+                        forgotten(running)
                         rows.append(compared(here, running, fleet, name, trace, asked[trace], seed))
                         real, told = rows[-1]["real"], rows[-1]["simulated"]
                         say(f"{trace} {name}: p50 {real['p50_s']:.3f} s, simulated {told['p50_s']:.3f} s")
@@ -64,6 +67,15 @@ def in_gateway(case: Case, name: str) -> bool:
 def settings_of(case: Case, name: str) -> dict[str, Any]:
     """As its `load:` has them."""
     return case.config.systems[name].settings | case.tuned.get(name, {})
+
+
+def forgotten(running: Any) -> None:
+    """Wait until the gateway plans for next to nothing again, as a simulation begins; at most `REST_S`."""
+    ends = time.monotonic() + REST_S
+    while (load := running.status()["load"]) is not None and time.monotonic() < ends:
+        if not load["pressed"] and load["demand_per_s"] < NEXT_TO_NOTHING:
+            return
+        time.sleep(0.5)
 
 
 def compared(

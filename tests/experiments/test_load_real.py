@@ -78,7 +78,11 @@ def test_the_case_is_given_what_the_nodes_measured(case):
 
 
 @pytest.mark.parametrize("name", ["ours", "shares"])
-def test_the_same_requests_are_served_and_simulated_and_the_report_says_how_far_they_are_apart(case, running, name):
+def test_the_same_requests_are_served_and_simulated_and_the_report_says_how_far_they_are_apart(
+    case, running, name, monkeypatch
+):
+    monkeypatch.setattr(against, "REST_S", 0.6)
+    against.forgotten(running)
     demand = asked_for(case, Cell(fleet="here", trace="poisson", load=1.0, deadline=4.0), 0, 2.0)
     row = against.compared(case, running, "here", name, "poisson", demand)
     assert row["requests"] == len(demand.arrival_s) > 1
