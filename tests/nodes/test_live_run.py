@@ -12,7 +12,7 @@ def test_the_service_learns_while_it_serves_and_is_set_beside_what_it_knew(tmp_p
     assert all(-1 < row["reward"] < 1 and 0 <= row["frozen_far"] <= 1 for row in rows)
     assert all(row["far"] == ("far" in row["nodes"]) for row in rows)
     slow = [row["seconds"] for row in rows[12:] if row["far"]]
-    assert all(seconds > 0.8 for seconds in slow)  # there and back
+    assert all(seconds > 0.5 for seconds in slow)  # there and back, each some 0.4 s with its jitter
     halves = blocks(found, 12)
     assert [(half["phase"], half["count"]) for half in halves] == [(0, 12), (1, 12)]
     assert np.isclose(halves[0]["far"], np.mean([row["far"] for row in rows[:12]]))
