@@ -160,9 +160,7 @@ def ends_s(work: Work, stations: Iterable[Station], holding: Holding | None = No
     for number, (member, steps) in enumerate(work.surest):
         family, last = work.program.family, number == len(work.surest) - 1
         best: tuple[float, Station] | None = None
-        if (family, member) not in holding:
-            holding[family, member] = _holders(there, family, member)
-        for station in holding[family, member]:
+        for station in _holders(there, family, member, holding):
             same = before is not None and before.name == station.name
             comes = (
                 at
@@ -183,12 +181,14 @@ def ends_s(work: Work, stations: Iterable[Station], holding: Holding | None = No
     return at, tuple(names)
 
 
-def _holders(stations: Sequence[Station], family: str, member: str) -> list[Station]:
-    """As placement has it: an edge that holds a small member is what is left when no device is there."""
-    holding = [each for each in stations if each.holds(family, member)]
-    if member == "small" and (devices := [each for each in holding if each.role == "device"]):
-        return devices
-    return holding
+def _holders(stations: Sequence[Station], family: str, member: str, holding: Holding) -> Sequence[Station]:
+    """As placement has it: an edge that holds a small member is what is left when no device is there. Found once, then
+    remembered in `holding`."""
+    if (family, member) not in holding:
+        there = [each for each in stations if each.holds(family, member)]
+        devices = [each for each in there if each.role == "device"] if member == "small" else []
+        holding[family, member] = devices or there
+    return holding[family, member]
 
 
 def pools(stations: Sequence[Station], batch: int) -> tuple[Pool, ...]:
@@ -208,9 +208,7 @@ def level_load(work: Work, stations: Sequence[Station], batch: int, holding: Hol
     family, legs = work.program.family, []
     for number, ((member, steps), (_, mean)) in enumerate(zip(work.surest, work.mean, strict=True)):
         busy, latency = {}, {}
-        if (family, member) not in holding:
-            holding[family, member] = _holders(stations, family, member)
-        for station in holding[family, member]:
+        for station in _holders(stations, family, member, holding):
             seconds, best = station.times(family, member)
             size = min(batch, best)
             ends = station.encode_s * (number == 0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from relay.errors import BadRequest
 from scheduler.load.expected import Holding, Station, Work, level_load, within
-from scheduler.load.queueing import most_busy_each
+from scheduler.load.queueing import most_busy
 from scheduler.load.settings import LoadSettings
 from scheduler.load.solver import MOST_BUSY, SHED, Leg, LevelLoad, Plan, Pool, Problem, solved_at, spread
 
@@ -151,7 +151,7 @@ def _caps(
 ) -> NDArray[np.float64]:  # fmt: skip
     """(stations,): share of its time that each may be planned. `service_s`: for how long each serves a request; 0: never."""
     servers = np.array([min(trial.batch, each.batch) for each in fleet.stations]) * fleet.alike
-    busy = most_busy_each(trial.wait_s, servers, service_s, settings.quantile, settings.variation)
+    busy = most_busy(trial.wait_s, servers, service_s, settings.quantile, settings.variation)
     return np.minimum(np.where(service_s > 0, busy, 1.0), MOST_BUSY)
 
 

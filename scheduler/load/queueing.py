@@ -39,24 +39,11 @@ def wait_quantile(q: float, busy: float, servers: int, service_s: float, variati
     return max(0.0, mean / waits * math.log(waits / (1 - q))) if waits > 1 - q else 0.0
 
 
-def most_busy(slack_s: float, servers: int, service_s: float, q: float = 0.99, variation: float = 0.5) -> float:
-    """The largest share of a node's time that may be planned so that a share `q` of waits stays within `slack_s`."""
-    if slack_s <= 0:
-        return 0.0
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if wait_quantile(q, middle, servers, service_s, variation) <= slack_s:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def most_busy_each(
+def most_busy(
     slack_s: float, servers: ArrayLike, service_s: ArrayLike, q: float = 0.99, variation: float = 0.5
 ) -> NDArray[np.float64]:
-    """`most_busy` of many nodes at once (N,): the same search, step by step, in arrays."""
+    """Of each node (N,), or of one: the largest share of its time that may be planned so that a share `q` of waits stays
+    within `slack_s`. `wait_quantile` turned round, by halving."""
     count, service = np.asarray(servers, float), np.asarray(service_s, float)
     if slack_s <= 0:
         return np.zeros(service.shape)

@@ -105,11 +105,9 @@ def solve(problem: Problem) -> Plan:
         raise BadRequest(
             f"no level keeps a deadline of {problem.deadline_s:g} s: the fastest takes {fastest:.3g} s on idle nodes"
         )
-    program = _Linear(grouped, allowed)
     if grouped.caps is not None:
-        return spread(
-            program.solved({pool.name: min(grouped.caps[pool.name], MOST_BUSY) for pool in grouped.pools}), groups
-        )
+        return spread(solved_at(grouped), groups)
+    program = _Linear(grouped, allowed)
     caps = {pool.name: MOST_BUSY for pool in grouped.pools}
     for _ in range(ROUNDS):
         plan = program.solved(caps)
@@ -293,6 +291,8 @@ def _lowered(problem: Problem, plan: Plan, late: Sequence[int]) -> dict[str, flo
             for name in leg.busy_s:
                 if plan.loads.get((level, m, name), 0.0) > 1e-9:
                     part = slack / len(legs)
-                    fits = most_busy(part, servers[name], leg.latency_s[name], problem.quantile, problem.variation)
+                    fits = float(
+                        most_busy(part, servers[name], leg.latency_s[name], problem.quantile, problem.variation)
+                    )
                     caps[name] = min(caps.get(name, MOST_BUSY), fits, 0.9 * plan.busy[name] + 0.1 * fits)
     return caps

@@ -246,9 +246,9 @@ def test_a_plan_is_as_good_as_the_best_of_all_its_trials(seed, share, deadline_s
 
 
 def test_many_nodes_at_once_are_planned_as_busy_as_each_alone():
-    from scheduler.load.queueing import most_busy_each
-
     servers, service = np.array([1, 2, 8, 40]), np.array([0.5, 1.0, 2.0, 0.1])
-    each = [most_busy(1.2, int(c), float(s), 0.95, 2.0) for c, s in zip(servers, service, strict=True)]
-    assert most_busy_each(1.2, servers, service, 0.95, 2.0) == pytest.approx(each, abs=1e-9)
-    assert (most_busy_each(0.0, servers, service) == 0).all()
+    each = [float(most_busy(1.2, int(c), float(s), 0.95, 2.0)) for c, s in zip(servers, service, strict=True)]
+    assert most_busy(1.2, servers, service, 0.95, 2.0) == pytest.approx(each, abs=1e-9)
+    assert (most_busy(0.0, servers, service) == 0).all()
+    waits = [wait_quantile(0.95, b, int(c), float(s), 2.0) for b, c, s in zip(each, servers, service, strict=True)]
+    assert waits == pytest.approx([1.2] * 4, rel=1e-3)
