@@ -7,7 +7,7 @@
 
 An end is late where the gateway's report says that it came later than the deadline, and told late where the asker heard of
 it later. The time for which the gateway was killed, stopped or had a full disk, when nothing can be ended, is taken off,
-and `GRACE_S` or `TOLD_S` of a machine that starts processes meanwhile.
+and a grace for a machine that starts processes meanwhile; how late the latest was is said beside it.
 Work done twice is counted from the ledger and so at least what it says: a killed gateway forgets what it had not written.
 """
 
@@ -25,6 +25,7 @@ import typer
 
 from experiments.faults.outcome import (
     DEADLINE_S,
+    GRACE_S,
     SHORT_DEADLINE_S,
     STEPS,
     TOLD_S,
@@ -69,7 +70,7 @@ def main(
 
 def run(
     root: Path, requests: int, every: float, window: int, rate: float, seed: int,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None, grace_s: float = GRACE_S,
 ) -> Outcome:  # fmt: skip
     """One run; everything it writes lies in `root`."""
     from experiments.faults.clock import MISSING, Clocks, library
@@ -95,7 +96,7 @@ def run(
         "policy": "least-finish-time", "deadline_s": DEADLINE_S, "tries": 12, "http": f"127.0.0.1:{free_port()}",
     }  # fmt: skip
     with_keys(root / "keys", {name: node["role"] for name, node in nodes.items()})
-    outcome = Outcome(requests)
+    outcome = Outcome(requests, grace_s)
     if library() is None:
         outcome.left_out["clock"] = MISSING
     asked: list[Asked] = []
@@ -197,7 +198,10 @@ async def _one(asker: Any, outcome: Outcome, asked: list[Asked], number: int, gr
     asked.append(mine)
     while not mine.stage:
         now = time.monotonic()
-        if now > mine.accepted + mine.deadline_s + ground.away(mine.accepted, now) + TOLD_S + HANGING_S:
+        if (
+            now
+            > mine.accepted + mine.deadline_s + ground.away(mine.accepted, now) + outcome.grace_s + TOLD_S + HANGING_S
+        ):
             outcome.hanging.append(job)
             return
         try:

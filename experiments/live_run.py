@@ -183,6 +183,8 @@ def draw(found: dict[str, Any], path: Path, size: int = 25) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
+    from experiments.pictures import save_png
+
     rows, at = blocks(found, size), 0.0
     middles = []
     for row in rows:
@@ -194,8 +196,7 @@ def draw(found: dict[str, Any], path: Path, size: int = 25) -> None:
     axes.axvline(sum(row["count"] for row in rows if row["phase"] == 0), color="0.5", linewidth=1)
     axes.set(xlabel=f"request, in blocks of {size}", ylabel="share at the far edge", ylim=(0, 1))
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_png(figure, path)
     plt.close(figure)
 
 

@@ -103,9 +103,8 @@ class Bandit:
         self.learned, self.replay = 0, replay
         self._rng = np.random.default_rng(seed)
         self._lessons: list[_Lesson] = []  # a ring of REMEMBERED
-        self._review_rng = np.random.default_rng(
-            None if seed is None else [seed, 1]
-        )  # apart: draws of actions stay theirs
+        # apart from the draws of actions, which stay what they are however much is gone over again
+        self._review_rng = np.random.default_rng(None if seed is None else [seed, 1])
         self._pending: Pending[_Kept] = Pending(pending)
         file = read_bandit(Path(path)) if path and Path(path).exists() else None
         if file is not None:

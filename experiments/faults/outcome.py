@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 DEADLINE_S, SHORT_DEADLINE_S = 120.0, 2.0
-GRACE_S = 1.5  # of an end
-TOLD_S = 8.0  # of its being told: a lost question is asked again, a lost connection made again
+GRACE_S = 1.5  # of an end, on a machine that starts processes meanwhile
+TOLD_S = 6.5  # from an end until it is told: a lost question is asked again, a lost connection made again
 STEPS = 4
 REDRAWN = 40  # pictures of jobs that were disturbed, drawn again without faults and compared
 
@@ -24,6 +24,7 @@ class Outcome:
     """What came of a run. Lists name jobs, and all of them must be empty for it to be sound."""
 
     asked: int
+    grace_s: float = GRACE_S  # how long after its deadline an end is not yet late
     accepted: list[str] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
@@ -51,6 +52,7 @@ class Outcome:
     attempts: int = 0
     steps_asked: int = 0
     steps_paid: int = 0
+    latest_s: float = 0.0  # the longest that an end came after its deadline, outages taken off
     stretches_twice: int = 0  # handoffs and pictures that were made again
     seconds: float = 0.0
     cpu_s: float = 0.0  # of all processes, those that were killed included
@@ -100,7 +102,7 @@ def timed(outcome: Outcome, asked: list[Asked], ground: Any) -> None:
     outcome.accepted = [each.job for each in asked]
     for each in asked:
         each.away = ground.away(each.began, each.told)
-        if each.stage and each.told - each.accepted > each.deadline_s + each.away + TOLD_S:
+        if each.stage and each.told - each.accepted > each.deadline_s + each.away + outcome.grace_s + TOLD_S:
             outcome.told_late.append(each.job)
     took = sorted(each.told - each.accepted for each in asked if each.stage)
     if took:
@@ -142,7 +144,9 @@ def count(store: Path, outcome: Outcome, asked: list[Asked], impostor: str) -> N
             outcome.errors[_kind(error)] += 1
             if not error:
                 outcome.unexplained.append(job)
-        if said.get("seconds", 0.0) > mine.deadline_s + mine.away + GRACE_S:
+        after = said.get("seconds", 0.0) - mine.deadline_s - mine.away
+        outcome.latest_s = max(outcome.latest_s, after)
+        if after > outcome.grace_s:
             outcome.late.append(
                 f"{job}: {stage} after {said['seconds']:.1f} s, had {mine.deadline_s:.0f} and {mine.away:.1f} of outages; "
                 + _timeline(store, job)
@@ -207,6 +211,7 @@ def table(outcome: Outcome) -> str:
         f"| accepted and never ended, or never told | {len(outcome.lost)}, {len(outcome.hanging)} |",
         f"| ended, answered or accepted twice | {len(outcome.twice)} |",
         f"| ended, or told, later than the deadline | {len(outcome.late)}, {len(outcome.told_late)} |",
+        f"| latest end, after its deadline and all outages | {outcome.latest_s:.2f} s |",
         f"| done without a picture that opens | {len(outcome.unreadable)} |",
         f"| failed without a reason | {len(outcome.unexplained)} |",
         f"| another picture than the undisturbed run's (of {outcome.redrawn} disturbed ones) | {len(outcome.wrong)} |",

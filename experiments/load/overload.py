@@ -228,7 +228,7 @@ def draw(found: dict[str, Any], phases: Phases, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from relay.files import replacing
+    from experiments.pictures import save_png
 
     series = found["series"]
     asked, seconds, stage = (np.array(series[key]) for key in ("asked_s", "seconds", "stage"))
@@ -253,6 +253,5 @@ def draw(found: dict[str, Any], phases: Phases, path: Path) -> None:
     bottom.set_ylabel("gateway, MB")
     bottom.set_xlabel("asked at, s (shaded: the peak; line: a node killed)")
     figure.tight_layout()
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
+    save_png(figure, path)
     plt.close(figure)

@@ -11,8 +11,8 @@ import numpy as np
 from experiments.load.case import Case, Cell
 from experiments.load.cells import all_cells, level_names, run_cell
 from experiments.load.systems import systems
+from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
-from relay.files import replacing
 
 GOAL_LOAD, GOAL_DEADLINE = 1.3, 2.0  # issue: below 1 % violations at 95 % relative quality
 COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888")
@@ -177,8 +177,7 @@ def draw(case: Case, rows: Rows, who: Sequence[str], folder: Path, stem: str) ->
         figure.suptitle(f"{config.family}, {fleet} fleet, deadline {deadline:g} x full-cloud latency (simulated)")
         figure.tight_layout()
         path = folder / f"{stem}-{fleet}.png"
-        with replacing(path) as partial:
-            figure.savefig(partial, dpi=110, format="png")
+        save_png(figure, path)
         plt.close(figure)
         made.append(path)
     return made

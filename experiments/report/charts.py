@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from experiments.pictures import png_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SENTINEL = "#010203"
 PAPER_INK = "#16181d"
+PAPER_DPI = 200
 
 # After Okabe and Ito, shifted to keep 3:1 against white and against the page's dark ground.
 LARGE, SMALL, RELAY = "#2f7fc4", "#d27d00", "#0a9a6f"
@@ -77,9 +80,9 @@ def _rendered(draw: Draw, ink: str, size: tuple[float, float], kind: str) -> tup
         figure, tips, out = Figure(figsize=size, layout="constrained"), Tips(), io.BytesIO()
         FigureCanvasAgg(figure)
         draw(figure, ink, tips)
-        ground = {"transparent": True} if kind == "svg" else {"facecolor": "white", "dpi": 200}
-        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-        figure.savefig(out, format=kind, metadata=metadata, **ground)
+        if kind == "png":
+            return png_of(figure, PAPER_DPI), tips
+        figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     return out.getvalue(), tips
 
 

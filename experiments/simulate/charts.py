@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.pictures import save_png
 from experiments.simulate.cells import Cells
 from experiments.simulate.scheduling import PLAIN, Bench
 from experiments.simulate.summary import ROUNDS, WINDOW, Floats, moving, per_request, yardsticks
-from relay.files import replacing
 
 # Okabe and Ito; the oracle is ink, what does not learn grey
 COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b")
@@ -41,7 +41,7 @@ def _chart(bench: Bench, cells: Cells, scenario: str, names: list[str], path: Pa
     from matplotlib import pyplot as plt
 
     config = bench.config
-    figure, axes = plt.subplots(figsize=(9.5, 4.8), dpi=130, layout="constrained")
+    figure, axes = plt.subplots(figsize=(9.5, 4.8), layout="constrained")
     colours, start, drawn = iter(COLOURS * 4), 0, 0
     for name in names:
         _, best = yardsticks(bench, bench.arms_of(name))
@@ -70,9 +70,7 @@ def _chart(bench: Bench, cells: Cells, scenario: str, names: list[str], path: Pa
             xlabel="request", ylabel=f"reward less the oracle's, mean of {WINDOW} requests", title=f"{scenario}: {said}"
         )
         figure.legend(fontsize=7, frameon=False, loc="outside right upper")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            figure.savefig(partial, format="png")
+        save_png(figure, path)
     plt.close(figure)
     return path if drawn else None
 

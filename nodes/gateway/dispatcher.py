@@ -62,7 +62,6 @@ class Dispatcher:
         self.on_end: list[Callable[[Job], None]] = []  # told of each end; must return at once
         self.verdicts = Verdicts(ledger)
         self.counters: Counter[str] = Counter()
-        self.load: LoadControl | None = None
         self.wake = asyncio.Event()
         self.timeline = Timeline(ledger, self.counters)
         self.settling = Settling(ledger, self.store)
@@ -85,10 +84,16 @@ class Dispatcher:
         """Request id and job ids, in the ledger when this returns. BadRequest or Refusal otherwise."""
         return await self.acceptance.submit(request, tenant, key)
 
-    def control(self, load: LoadControl) -> None:
-        """From now on it says who is let in and what may serve them."""
-        self.load = self.placer.load = self.acceptance.load = load
-        self.on_end.append(load.ended)
+    @property
+    def load(self) -> LoadControl | None:
+        """Who says under pressure who is let in and what may serve them."""
+        return self.acceptance.load
+
+    def control(self, load: LoadControl | None) -> None:
+        """From now on it says so; None: everybody is let in, and everything may."""
+        self.placer.load = self.acceptance.load = load
+        if load is not None:
+            self.on_end.append(load.ended)
 
     def _withdrawn(self, job: Job) -> None:
         """It was never accepted: nobody waits for it."""
@@ -123,10 +128,11 @@ class Dispatcher:
 
     async def tick(self) -> None:
         now, alive = time.monotonic(), self.registry.alive_names
+        overdue = [job for job in self.jobs.values() if now > job.deadline]
+        # at once, so that they share one commit and none waits for another's
+        await asyncio.gather(*(self._end(job, Stage.FAILED, error=self._too_late(job), status=504) for job in overdue))
         for job in list(self.jobs.values()):
-            if now > job.deadline:
-                await self._end(job, Stage.FAILED, error=self._too_late(job), status=504)
-            elif job.stage.under_way:
+            if job.stage.under_way and now <= job.deadline:
                 if gone := [s.node for s in job.stretches if not s.done and s.node not in alive]:
                     await self.recover(job, f"node {gone[0]} was lost")
                 elif now - job.moved > self._patience(job):

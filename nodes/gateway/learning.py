@@ -123,19 +123,23 @@ def make_bandit(config: LearnedConfig, reward: Reward, model: Path | None) -> Ba
     from scheduler.bandit import SHIPPED, Bandit, Logged
     from scheduler.decision_log import read_log
 
+    def bandit_of(path: Path | None) -> Bandit:
+        try:
+            return Bandit(path=path, **options)
+        except TypeError as error:
+            raise BadRequest(f"policy learned: bandit: {error}") from None
+
     options = {"time_scale_s": reward.scales["seconds"], "seed": config.seed} | config.bandit
-    try:
-        bandit = Bandit(path=model, **options)
-    except TypeError as error:
-        raise BadRequest(f"policy learned: bandit: {error}") from None
-    if config.warm is False or (model is not None and model.exists()):
-        return bandit
+    if model is not None and model.exists():
+        return bandit_of(model)
     if config.warm is True:
         try:
-            return Bandit(path=SHIPPED, **options)
+            return bandit_of(SHIPPED)
         except BadRequest as error:  # other options than it was learned with
             log.info("the bandit begins with nothing: %s", error)
-            return bandit
+    bandit = bandit_of(None)
+    if not isinstance(config.warm, str):
+        return bandit
     learned = bandit.warm_start(
         Logged(entry.context, entry.actions, entry.chosen, entry.probability, entry.reward)
         for entry in read_log(Path(config.warm))

@@ -220,7 +220,7 @@ def test_a_request_that_comes_again_gets_its_job_when_nothing_more_is_let_in(tmp
         with pytest.raises(Refusal, match="another request") as refusal:
             ask(ImageRequest(prompt="a blue ring"), "k")
         assert refusal.value.status == 409
-        service.dispatcher.load = service.dispatcher.placer.load = service.dispatcher.acceptance.load = None
+        service.dispatcher.control(None)
 
         async def together():
             twins = [service.dispatcher.submit(first, "a", "twin") for _ in range(3)]  # room for one of them
