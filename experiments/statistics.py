@@ -17,6 +17,11 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return float(data.mean()), float(low), float(high)
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of their mean; 0 of a single value, which says nothing of it."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
 def gap_closed(
     relay: Sequence[float], small: Sequence[float], large: Sequence[float]
 ) -> tuple[float, float, float] | None:

@@ -8,11 +8,15 @@ or above it, keep the target; none where too few pairs would be left to say so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from relay.errors import BadRequest
 from scheduler.load.similarity import skip_of
+from scheduler.outcomes import read_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,6 +36,17 @@ def paired(rows: pl.DataFrame, score: str = "score_attributes") -> pl.DataFrame:
         base_source=pl.col("score_source_attributes"),
     )  # fmt: skip
     return rows.filter(pl.col("start_skipped").is_not_null()).join(noise, on=keys, how="inner")
+
+
+def pairs_of(folders: Sequence[Path], family: str, split: str, score: str) -> pl.DataFrame:
+    """The pairs of a family's prompts in these runs. BadRequest where they hold no cached start."""
+    import polars as pl
+
+    found = [frame for folder in folders if not (frame := read_table(folder, "outcomes")).is_empty()]
+    rows = pl.concat(found, how="diagonal") if found else pl.DataFrame()
+    if rows.is_empty() or "start_skipped" not in rows.columns:
+        raise BadRequest(f"there are no rows of cached starts in {', '.join(map(str, folders))}")
+    return paired(rows.filter((pl.col("family") == family) & (pl.col("split") == split)), score)
 
 
 def isotonic(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -145,7 +145,6 @@ def agrees(row: dict[str, Any]) -> dict[str, bool]:
 
 def text(case: Case, fleet: str, rows: Sequence[dict[str, Any]], seconds: float, load: float, deadline: float) -> str:
     """The report, without its title."""
-    nodes = ", ".join(f"{name} (pace {node.pace:g})" for name, node in case.config.fleets[fleet].nodes.items())
     head = [
         "trace", "system", "requests", "p50", "simulated", "off by", "p99 [95 %]", "simulated", "violations [95 %]",
         "simulated", "quality", "simulated",
@@ -153,7 +152,8 @@ def text(case: Case, fleet: str, rows: Sequence[dict[str, Any]], seconds: float,
     lines = [
         f"{seconds:g} s of each trace at {load:g} times the fleet's full-cloud capacity"
         f" ({rows[0]['capacity'][0]:.2f} pictures/s), deadline {deadline:g} times its latency ({rows[0]['deadline_s']:.2f} s);"
-        f" {nodes}; {case.config.family}. Simulated: mean over {SIMULATED} draws of the system, given each deployment's own"
+        f" {case.said_of(fleet)};"
+        f" {case.config.family}. Simulated: mean over {SIMULATED} draws of the system, given each deployment's own"
         " curves and the moments at which requests really came.",
         "",
         f"| {' | '.join(head)} |",

@@ -22,12 +22,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.cached_starts.calibrate import isotonic, paired
-from relay.errors import BadRequest
+from experiments.cached_starts.calibrate import isotonic, pairs_of
 from relay.program import Program
 from scheduler.load.levels import drawn_alike
 from scheduler.load.similarity import Rule, skip_of
-from scheduler.outcomes import SCORE, read_table
+from scheduler.outcomes import SCORE
 
 if TYPE_CHECKING:
     from scheduler.load.expected import Work
@@ -48,14 +47,9 @@ class Kept:
     """(program, K) -> the share of quality that is kept at a similarity; of one split."""
 
     def __init__(self, folders: Sequence[Path], family: str, metric: str, split: str):
-        import polars as pl
-
-        frames = [frame for folder in folders if not (frame := read_table(folder, "outcomes")).is_empty()]
-        if not frames:
-            raise BadRequest(f"there are no rows of cached starts in {', '.join(map(str, folders))}")
-        rows = pl.concat(frames, how="diagonal").filter((pl.col("family") == family) & (pl.col("split") == split))
+        pairs = pairs_of(folders, family, split, SCORE + metric)
         self._curves: dict[tuple[str, int], tuple[Floats, Floats]] = {}
-        for (text, skipped), of in paired(rows, SCORE + metric).group_by(["program", "start_skipped"]):
+        for (text, skipped), of in pairs.group_by(["program", "start_skipped"]):
             of = of.sort("start_similarity")  # noqa: PLW2901
             lost = (of[SCORE + metric] - of["base"]).to_numpy() / max(float(of["base"].to_numpy().mean()), 1e-9)
             share = np.clip(1 + isotonic(lost), 0.0, 1.0)

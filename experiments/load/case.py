@@ -102,6 +102,10 @@ class Case:
         self._plans: dict[str, dict[str, Any]] = {}
         self._capacity: dict[str, tuple[float, float]] = {}
 
+    def said_of(self, fleet: str) -> str:
+        """A fleet's nodes, in words."""
+        return ", ".join(f"{name} (pace {node.pace:g})" for name, node in self.config.fleets[fleet].nodes.items())
+
     @cached_property
     def from_noise(self) -> Levels:
         """The levels that are in the file, those that begin from noise alone."""

@@ -18,14 +18,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.cached_starts.calibrate import LEAST_PAIRS, paired
+from experiments.cached_starts.calibrate import LEAST_PAIRS, pairs_of
 from experiments.simulate.scores import read_scores
 from relay.errors import BadRequest
 from relay.program import Program
 from scheduler.load.levels import drawn_alike, least_similarity
 from scheduler.load.prediction import FORMAT, Levels, Linear, MeasuredLevel, prompt_inputs, router_inputs
 from scheduler.load.similarity import Rule
-from scheduler.outcomes import SCORE, read_table
+from scheduler.outcomes import SCORE
 
 if TYPE_CHECKING:
     from scheduler.router.router import Router
@@ -87,14 +87,10 @@ def with_starts(levels: Levels, folders: Sequence[Path], rule: Rule) -> Levels:
     the runs hold no such level of these programs."""
     import polars as pl
 
-    found = [frame for folder in folders if not (frame := read_table(folder, "outcomes")).is_empty()]
-    rows = pl.concat(found, how="diagonal") if found else pl.DataFrame()
-    if rows.is_empty() or "start_skipped" not in rows.columns:
-        raise BadRequest(f"there are no rows of cached starts in {', '.join(map(str, folders))}")
-    rows = rows.filter((pl.col("family") == levels.family) & (pl.col("split") == "validation"))
+    pairs = pairs_of(folders, levels.family, "validation", SCORE + levels.metric)
     kept: dict[tuple[int, int], tuple[float, int]] = {}  # (level, K) -> share of its quality, pairs
     place = {drawn_alike(level.program): i for i, level in enumerate(levels.levels)}
-    for (text, skipped), of in paired(rows, SCORE + levels.metric).group_by(["program", "start_skipped"]):
+    for (text, skipped), of in pairs.group_by(["program", "start_skipped"]):
         level, program = place.get(drawn_alike(str(text))), Program.parse(str(text))
         needs = least_similarity(rule, int(skipped), program.legs[0].steps_total)
         if level is None or needs is None or int(skipped) >= program.legs[0].steps:

@@ -187,9 +187,9 @@ def told(
 def text(found: dict[str, Any], case: Case, fleet: str, phases: Phases, picture: str) -> str:
     """The report, without its title."""
     config, memory = case.config, found["memory"]
-    nodes = ", ".join(f"{name} (pace {node.pace:g})" for name, node in config.fleets[fleet].nodes.items())
     lines = [
-        f"{config.family}: {nodes}. SLO {found['deadline_s']:.2f} s; full quality bears {found['capacity_per_s']:.2f} pictures/s,"
+        f"{config.family}: {case.said_of(fleet)}."
+        f" SLO {found['deadline_s']:.2f} s; full quality bears {found['capacity_per_s']:.2f} pictures/s,"
         f" the cheapest levels {found['sustainable_per_s']:.2f}/s. Calm: {phases.calm:g} of the former; peak: {phases.times:g}"
         f" times the latter for {phases.peak_s:g} s, then back.",
         "",

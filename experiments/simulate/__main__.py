@@ -118,11 +118,10 @@ def off_policy(
 ) -> None:
     """Measure what `relay replay` is worth: coverage where requests are rare, bias where actions change later queues."""
     from experiments.provenance import write_result
-    from experiments.simulate.off_policy import measure
-    from experiments.simulate.off_policy import table as as_table
+    from experiments.simulate import off_policy as evaluating
 
-    found = measure(_bench(config), arms, family, logs, rows, _say)
-    write_result(out, "Off-policy evaluation against the truth", as_table(found), found)
+    found = evaluating.measure(_bench(config), arms, family, logs, rows, _say)
+    write_result(out, "Off-policy evaluation against the truth", evaluating.table(found), found)
 
 
 @app.command()

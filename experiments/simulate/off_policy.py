@@ -21,6 +21,7 @@ from experiments.simulate.scheduling import Bench
 from experiments.simulate.stream import stream
 from experiments.simulate.views import Frozen
 from experiments.simulate.world import World
+from experiments.statistics import standard_error
 from relay.errors import BadRequest
 from scheduler.bandit import Bandit
 from scheduler.baselines import load_policy
@@ -61,7 +62,7 @@ def measure(
             reports = [replay(log, target, time_scale_s=scale, least_ess=1, least_support=0) for log in written]
             row = found[f"{name}, {policy}"] = {
                 "rows": rows, "logs": logs, "actions": len(world.actions()), "truth": float(np.mean(truths)),
-                "truth_error": _error(truths), "logged": float(np.mean([report.logged.value for report in reports])),
+                "truth_error": standard_error(truths), "logged": float(np.mean([report.logged.value for report in reports])),
                 "effective": float(np.mean([report.effective for report in reports])),
             }  # fmt: skip
             row |= {e: _summary([getattr(report, e) for report in reports], row["truth"]) for e in ESTIMATORS}
@@ -73,15 +74,10 @@ def measure(
 def _summary(found: Sequence[Estimate], truth: float) -> dict[str, float]:
     values = [each.value for each in found]
     return {
-        "mean": float(np.mean(values)), "error": _error(values),
+        "mean": float(np.mean(values)), "error": standard_error(values),
         "coverage": float(np.mean([each.low <= truth <= each.high for each in found])),
         "width": float(np.mean([each.high - each.low for each in found])),
     }  # fmt: skip
-
-
-def _error(values: Sequence[float]) -> float:
-    """Standard error of their mean."""
-    return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def entries(rows: Sequence[Row], world: World) -> list[Entry]:

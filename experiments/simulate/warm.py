@@ -16,6 +16,7 @@ import numpy as np
 from experiments.simulate.environment import Simulation
 from experiments.simulate.scheduling import Bench
 from experiments.simulate.world import World
+from experiments.statistics import standard_error
 from scheduler.baselines import load_policy
 from scheduler.learned import Learned
 from scheduler.policy import Policy
@@ -73,7 +74,6 @@ def table(found: dict[str, Any], learned: int, deployment: Path) -> str:
     ]
     for name, rows in found.items():
         values = np.array(rows)
-        error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(len(SPANS))
-        cells = [f"{mean:.3f} ± {each:.3f}" for mean, each in zip(values.mean(0), error, strict=True)]
+        cells = [f"{of_span.mean():.3f} ± {standard_error(of_span):.3f}" for of_span in values.T]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -8,15 +8,12 @@ import os
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
 from prometheus_client import CollectorRegistry, generate_latest
 from tiny import PROMPT, build_sd3, write_family
 
 from nodes.asker import Asker, RefusedByGateway
 from nodes.commands.ask import status_table
-from nodes.commands.service import children_of
 from nodes.deployment import Deployment, GatewayConfig, JudgeConfig, NodeConfig, Offer, read_deployment
 from nodes.exchange import Exchange
 from nodes.fleet import fleet
@@ -28,7 +25,6 @@ from nodes.gateway.judging import Judging
 from nodes.gateway.ledger import Ledger
 from nodes.gateway.planner import Planner
 from nodes.gateway.registry import Registry
-from nodes.images import png_bytes, to_image
 from nodes.keys import Credentials, Peer, load_public, load_secret, write_keys
 from nodes.messages import (
     Assign,
@@ -50,9 +46,6 @@ from nodes.scoring import OWN_CLIP, Scorer
 from nodes.stages import Stage
 from nodes.transport import CONTROL, DATA, Client, Server
 from relay.errors import BadRequest
-from relay.metrics.clip_quality import QUALITIES
-from relay.scenes.language import parse
-from relay.scenes.render import render
 
 SMALL = "tiny-sd3/small:4:0-4/match=exact/codec=fp16/guidance=3/conditioning=encode"
 NICE = 1  # at the default, 19, what judges would wait for all else that this machine does
@@ -66,73 +59,6 @@ def family(tmp_path_factory):
     """Random weights over an ordinary family that says it draws scenes."""
     root = tmp_path_factory.mktemp("drawn")
     return write_family(root / "tiny-sd3.yaml", build_sd3(root / "sd3"), "sd3", scenes=True)
-
-
-# --- one picture's scores ---
-
-
-def drawn(prompt, side=64):
-    return png_bytes(to_image(render([parse(prompt)], np.random.default_rng(0), side)[0] / 2 + 0.5), {})
-
-
-def test_a_scene_is_scored_by_the_scene_judge_our_own_clip_and_the_ten_qualities():
-    prompt = "a large red heart at the top left and a small blue circle, on a yellow background"
-    right, missing = Scorer().score(drawn(prompt), prompt, scenes=True)
-    wrong, _ = Scorer().score(drawn('the word "ABC" in red on a black background'), prompt, scenes=True)
-    assert missing == {}
-    assert (right["attributes"], right["strict"]) == (1.0, 1.0)
-    assert wrong["attributes"] < 0.5
-    assert right[OWN_CLIP] > wrong[OWN_CLIP]
-    assert {f"q_{quality}" for quality in QUALITIES} < right.keys()
-    assert "letters" not in right  # no word was asked for: not zero, not there
-    assert "clip_score" not in right
-
-
-def test_a_word_is_scored_whole():
-    prompt = 'the word "CAT" in red on a black background'
-    assert Scorer().score(drawn(prompt), prompt, True).scores["letters"] == 1.0
-    assert Scorer().score(drawn(prompt.replace("CAT", "CAR")), prompt, True).scores["letters"] == 0.0
-
-
-def test_what_cannot_be_scored_is_missing_with_its_reason_and_costs_the_rest_nothing():
-    found = Scorer().score(drawn("a red circle"), "an oil painting of Delft", scenes=True)
-    assert "no word" in found.missing["scene"]
-    assert OWN_CLIP in found.scores
-    assert "attributes" not in found.scores
-    wide = png_bytes(Image.new("RGB", (64, 32)), {})
-    assert "square" in Scorer().score(wide, "a red circle", scenes=True).missing["scene"]
-    assert Scorer().score(b"no picture", "a red circle", scenes=True).missing.keys() == {"picture"}
-
-
-class Redness:
-    """A metric of one's own."""
-
-    name = "redness"
-    needs_reference = False
-
-    def __init__(self, broken=False):
-        self.broken, self.columns = broken, ("red", "void")
-
-    def missing(self):
-        return None
-
-    def score(self, images, prompts, references=None):
-        if self.broken:
-            raise ZeroDivisionError("broken")
-        return {"red": images[:, 0].mean((1, 2)).tolist(), "void": [math.nan] * len(images)}
-
-
-def test_families_without_scenes_are_scored_by_the_configs_metrics():
-    png = png_bytes(Image.new("RGB", (8, 8), "red"), {})
-    assert Scorer([f"{__name__}:Redness"]).score(png, "anything", scenes=False) == ({"red": 1.0}, {})
-    broken = Scorer([{"name": f"{__name__}:Redness", "broken": True}, "clip_score"]).score(png, "a red circle", False)
-    assert broken.missing == {"redness": "ZeroDivisionError: broken"}
-    assert broken.scores.keys() == {OWN_CLIP}  # our own CLIP never bears the real one's name
-    assert "judge.metrics" in Scorer().score(png, "anything", scenes=False).missing["metrics"]
-    with pytest.raises(BadRequest, match="lpips compares"):
-        Scorer(["lpips"])
-    with pytest.raises(BadRequest, match="no metric is called"):
-        Scorer(["beauty"])
 
 
 @pytest.mark.parametrize(
@@ -212,27 +138,6 @@ async def asked_of_a_device(family, mode, keep=True):
 
 def answers(heard):
     return [message for message, _ in heard if isinstance(message, (Scores, KeptPicture))]
-
-
-@pytest.mark.parametrize(
-    ("said", "judges"),
-    [("name: home", True), ("judge: false", False), ("gateway: {policy: round-robin}", False),
-     ("gateway: {policy: round-robin}\njudge: true", True), ("gateway: {policy: {name: learned, explore: 0}}", True)],
-)  # fmt: skip
-def test_what_learns_from_scores_has_a_judge_where_nothing_is_said(tmp_path, said, judges):
-    path = tmp_path / "deployment.yaml"
-    path.write_text(f"{said}\n")
-    assert ("judge" in [child.name for child in children_of(read_deployment(path), path)]) is judges
-
-
-def test_with_keys_a_judge_that_nobody_asked_for_needs_its_own(tmp_path, capsys):
-    path = tmp_path / "deployment.yaml"
-    path.write_text("keys: keys\n")
-    assert "judge" not in [child.name for child in children_of(read_deployment(path), path)]
-    assert "relay keygen judge --role judge" in capsys.readouterr().err
-    (tmp_path / "keys").mkdir()
-    (tmp_path / "keys" / "judge.key").touch()
-    assert "judge" in [child.name for child in children_of(read_deployment(path), path)]
 
 
 def test_a_device_with_judge_off_gives_nothing_away(family):

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tiny import build_sd3, write_family
 
-from nodes.commands.service import free_port
+from nodes.commands.service import children_of, free_port
+from nodes.deployment import read_deployment
 
 
 def up(path, *words):
@@ -89,3 +90,24 @@ def test_a_device_imports_nothing_of_the_gateway_and_no_bandit(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("said", "judges"),
+    [("name: home", True), ("judge: false", False), ("gateway: {policy: round-robin}", False),
+     ("gateway: {policy: round-robin}\njudge: true", True), ("gateway: {policy: {name: learned, explore: 0}}", True)],
+)  # fmt: skip
+def test_what_learns_from_scores_has_a_judge_where_nothing_is_said(tmp_path, said, judges):
+    path = tmp_path / "deployment.yaml"
+    path.write_text(f"{said}\n")
+    assert ("judge" in [child.name for child in children_of(read_deployment(path), path)]) is judges
+
+
+def test_with_keys_a_judge_that_nobody_asked_for_needs_its_own(tmp_path, capsys):
+    path = tmp_path / "deployment.yaml"
+    path.write_text("keys: keys\n")
+    assert "judge" not in [child.name for child in children_of(read_deployment(path), path)]
+    assert "relay keygen judge --role judge" in capsys.readouterr().err
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "judge.key").touch()
+    assert "judge" in [child.name for child in children_of(read_deployment(path), path)]
