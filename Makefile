@@ -42,13 +42,16 @@ bench: setup           ## step costs, own loop against diffusers, batch scaling,
 evaluate: setup        ## the README's table: 500 held-out prompts a family (long)
 	$(BIN)/python -m experiments.evaluate --out docs/results --readme README.md
 
+# What the other commands measured, beside the papers' figures, stands in the same page.
+RESULTS := $(foreach name,routing scheduling load cache-levels,--result docs/results/$(name).md)
+
 report: setup          ## RISE's relay table on the embedded families, short form, as one HTML page
 	$(BIN)/relay-experiment run configs/experiments/rise.yaml --out runs/experiments/rise
-	$(BIN)/relay-experiment report runs/experiments/rise --out out/report
+	$(BIN)/relay-experiment report runs/experiments/rise --out out/report $(RESULTS)
 
 report-long: setup     ## its long form: T = 28 and 50, letters, three seeds, every baseline (hours; in bf16, half of fp32's)
 	$(BIN)/relay-experiment run configs/experiments/rise-long.yaml --dtype bf16 --out runs/experiments/rise-long
-	$(BIN)/relay-experiment report runs/experiments/rise-long --out out/report-long
+	$(BIN)/relay-experiment report runs/experiments/rise-long --out out/report-long $(RESULTS)
 
 wheel: setup
 	$(BIN)/hatchling build -t wheel

@@ -227,11 +227,17 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Run folders.")],
     out: Annotated[Path | None, typer.Option(help="Default: `report` in the first folder.")] = None,
     title: Annotated[str | None, typer.Option(help="Default: the runs' names.")] = None,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="MD", help="A measured table, as in docs/results/, to stand behind the runs; again for more."
+        ),
+    ] = None,
 ) -> None:
     """Show runs: one self-contained HTML page, and every figure as PNG and CSV."""
     from experiments.report import write_report
 
-    print(write_report(folders, out, title))
+    print(write_report(folders, out, title, result or ()))
 
 
 def _label(row: dict[str, Any]) -> str:

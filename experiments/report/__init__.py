@@ -6,6 +6,7 @@
     figures.py     the other charts              pictures.py     the image grids
     tables.py      summary, codecs, expected against measured, baselines
     sections.py    what stands in each section, or why it is left out
+    results.py     measured tables of other commands
     page.py        the page and its files        labels.py       what things are called
 
 Nothing here draws an image or measures anything: the report says what the outcome store holds, and leaves out the rest.

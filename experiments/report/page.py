@@ -12,6 +12,7 @@ from typing import Any
 from experiments.provenance import provenance
 from experiments.report.data import Group, read_groups
 from experiments.report.labels import short_link
+from experiments.report.results import result_section
 from experiments.report.sections import Section, all_sections
 from experiments.report.tables import summary_rows
 from experiments.run_folder import Run, open_run
@@ -20,14 +21,17 @@ from relay.files import write_atomically
 HERE = Path(__file__).parent
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None, title: str | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, title: str | None = None, results: Sequence[Path] = ()
+) -> Path:
     """Report these run folders in `out` (default: `report` in the first): report.html and figures/; the page's path.
 
-    BadRequest where a folder is no run, or no run has a quality row.
+    `results`: Markdown files of measured tables, each a section behind the runs' own. BadRequest where a folder is no run,
+    no run has a quality row, or a result cannot be read.
     """
     runs = [open_run(folder) for folder in folders]
     groups = read_groups(runs)
-    sections = all_sections(groups)
+    sections = all_sections(groups) + [result_section(path) for path in results]
     target = out or runs[0].folder / "report"
     figures = target / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -52,6 +56,7 @@ def render(title: str, runs: list[Run], groups: list[Group], sections: list[Sect
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["svg"] = Markup  # written by charts.py, where every text is escaped
+    environment.filters["body"] = Markup  # written by results.py, from Markdown without markup
     return environment.get_template("page.html.j2").render(
         title=title, style=Markup((HERE / "style.css").read_text()), sections=sections, facts=_facts(runs, groups),
         descriptions=list(dict.fromkeys(filter(None, (run.config.get("description") for run in runs)))),

@@ -45,6 +45,7 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    body: str = ""  # HTML that stands before all else
     missing: str = ""  # why it is left out
 
 

@@ -14,6 +14,9 @@ from experiments.routing.drawings import dp_against_cost, dp_against_share
 from relay.files import write_atomically
 
 
+SHOWN = {"dp": "dP against the share sent to the large member", "cost": "dP against mean cost, two ways and three"}
+
+
 def write_page(out: Path, families: list[dict[str, Any]], comparison: Comparison) -> None:
     """`out` with tables, the same name with .json, and OUT-dp.png and OUT-cost.png."""
     pictures = {"dp": dp_against_share(families)}
@@ -22,7 +25,7 @@ def write_page(out: Path, families: list[dict[str, Any]], comparison: Comparison
     parts = [_opening(families, comparison)]
     for found in families:
         parts += _section(found, comparison)
-    parts += [f"![{name}]({out.stem}-{name}.png)\n" for name in pictures]
+    parts += [f"![{SHOWN[name]}]({out.stem}-{name}.png)\n" for name in pictures]
     out.parent.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_atomically(out.with_name(f"{out.stem}-{name}.png"), picture)
