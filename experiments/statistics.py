@@ -35,6 +35,6 @@ def gap_closed(
     gaps = (g - s)[draws].mean(1)
     if np.quantile(gaps, 0.025) <= 0:
         return None
-    shares = (r - s)[draws].mean(1) / gaps
+    shares = (r - s)[draws].mean(1)[gaps > 0] / gaps[gaps > 0]  # of forty draws at most one has none
     low, high = np.quantile(shares, [0.025, 0.975])
     return float((r - s).mean() / (g - s).mean()), float(low), float(high)
