@@ -37,7 +37,7 @@ def report(bench: Bench, cells: Cells, charts: list[Path]) -> tuple[str, dict[st
             f" the next {WINDOW} requests' is at most that of the 500 before the shift plus {TOLERANCE:.0%}. A policy that the"
             " shift did not hurt recovers at 0, even one that learns nothing.",
         ]
-    lines += ["", *(f"![{path.stem.replace("-", ": ")}]({path.name})" for path in charts)]
+    lines += ["", *(f"![{path.stem.replace('-', ': ')}]({path.name})" for path in charts)]
     return "\n".join(lines) + "\n", data
 
 
