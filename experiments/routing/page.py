@@ -13,7 +13,6 @@ from experiments.routing.config import Comparison
 from experiments.routing.drawings import dp_against_cost, dp_against_share
 from relay.files import write_atomically
 
-
 SHOWN = {"dp": "dP against the share sent to the large member", "cost": "dP against mean cost, two ways and three"}
 
 
