@@ -29,9 +29,10 @@ def write_report(
     `results`: Markdown files of measured tables, each a section behind the runs' own. BadRequest where a folder is no run,
     no run has a quality row, or a result cannot be read.
     """
+    shown = [result_section(path) for path in results]
     runs = [open_run(folder) for folder in folders]
     groups = read_groups(runs)
-    sections = all_sections(groups) + [result_section(path) for path in results]
+    sections = all_sections(groups) + shown
     target = out or runs[0].folder / "report"
     figures = target / "figures"
     figures.mkdir(parents=True, exist_ok=True)

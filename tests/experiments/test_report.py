@@ -22,6 +22,7 @@ from experiments.cli import app
 from experiments.grid import read_experiment
 from experiments.report import write_report
 from experiments.report.data import read_groups
+from experiments.report.results import result_section
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 from relay.errors import BadRequest
@@ -254,14 +255,14 @@ def test_tables_that_other_commands_measured_stand_in_the_same_page(page):
 def test_a_result_is_shown_as_text_and_refused_where_its_picture_is_not_there(folder, tmp_path):
     result = tmp_path / "Own table.md"
     result.write_text("# Mine\n\n<b>bold</b> [elsewhere](http://example.org/x)\n\n![p](lost.png)\n")
-    with pytest.raises(BadRequest, match="cannot be shown"):
+    with pytest.raises(BadRequest, match=r"lost\.png cannot be shown"):
         write_report([folder], tmp_path / "out", results=[result])
     result.write_text(result.read_text().split("![")[0])
-    shown = section(write_report([folder], tmp_path / "out", results=[result]).read_text(), "result-own-table")
-    assert "<h2>Mine</h2>" in shown
-    assert "&lt;b&gt;bold&lt;/b&gt; <span>elsewhere</span>" in shown
+    shown = result_section(result)
+    assert (shown.id, shown.title) == ("result-own-table", "Mine")
+    assert "&lt;b&gt;bold&lt;/b&gt; <span>elsewhere</span>" in shown.body
     with pytest.raises(BadRequest, match=r"nowhere\.md cannot be shown"):
-        write_report([folder], tmp_path / "out", results=[tmp_path / "nowhere.md"])
+        result_section(tmp_path / "nowhere.md")
 
 
 def test_what_is_no_run_is_refused(tmp_path):

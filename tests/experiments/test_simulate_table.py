@@ -194,7 +194,7 @@ def test_the_report_says_what_was_run(ran, tmp_path):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in charts)
     text, data = report(bench, cells, charts)
     json.dumps(data)
-    for said in ("luck", "## Ablations", "## Shift: slow", "a slow edge", "![scheduling-plain]"):
+    for said in ("luck", "## Ablations", "## Shift: slow", "a slow edge", "![scheduling: plain]"):
         assert said in text, said
     assert data["shifts"]["slow"]["recovery"]["oracle"]["requests"] == 0
 
