@@ -26,17 +26,15 @@ from numpy.typing import NDArray
 from experiments.load.case import Case, Cell
 from experiments.load.service import CONTROL_S, DONE, LATE, REFUSED, Asked, Demand, stations_of
 from experiments.load.systems import Plain
-from experiments.simulate.world import Costs
+from experiments.simulate.registered import registered_costs
 from nodes.asker import RefusedByGateway
 from relay.errors import RelayError
-from scheduler.decision_log import read_log
 
 if TYPE_CHECKING:
     from nodes.asker import Asker
     from nodes.fleet import Fleet
 
 IDLE = 5  # requests on idle nodes, by which the service's own share of a request is known
-HANDOFF_S = 0.0005
 FAILED = 3  # beside DONE, LATE, REFUSED: it ended in another error
 
 
@@ -78,28 +76,13 @@ def deployed(case: Case, fleet: str, folder: Path, load: Mapping[str, Any] | Non
 def measured(case: Case, fleet: str, running: Fleet) -> Case:
     """The case with the curves that these nodes registered (means over those of a member, pace taken out) and what the
     service adds to a request that is alone. Draws some pictures."""
-    from relay.family_spec import find_family
-    from scheduler.message_sizes import computed_sizes
-
     family, spec = case.config.family, case.config.fleets[fleet]
     full = next(str(work.program) for work in case.works if work.program.mode == "full-cloud" and not work.skipped)
     prompts = case.measured("test").prompts
     alone = [
         running.draw(prompt=prompts[i % len(prompts)], program=full, timeout_s=300.0)[0] for i in range(IDLE)
     ]  # fmt: skip
-    states = list(read_log(running.store / "decisions.db"))[-1].context.nodes
-    curves: dict[str, dict[int, list[float]]] = {}
-    for state in states.values():
-        for member, curve in state.curves[family].items():
-            for size, seconds in curve.items():
-                curves.setdefault(member, {}).setdefault(int(size), []).append(seconds / spec.nodes[state.name].pace)
-    sizes = computed_sizes(find_family(family))
-    costs = Costs(
-        curves={m: {size: statistics.mean(each) for size, each in sorted(c.items())} for m, c in curves.items()},
-        encode_s=statistics.mean(state.encode_s for state in states.values()),
-        decode_s=statistics.mean(state.decode_s for state in states.values()),
-        handoff_s=HANDOFF_S, latent_bytes=sizes.latent, image_bytes=sizes.image,
-    )  # fmt: skip
+    costs = registered_costs(running, family, {name: node.pace for name, node in spec.nodes.items()})
 
     def of(overhead_s: float) -> Case:
         own = msgspec.structs.replace(spec, timing={family: costs}, overhead_s=overhead_s)

@@ -130,6 +130,7 @@ def check(
     requests: Annotated[int, typer.Option(help="How many are sent through both.")] = 200,
     load: Annotated[float, typer.Option(help="Share of its time that the edge is busy.")] = 0.5,
     link: Annotated[str | None, typer.Option(help="Emulated between the device and all others.")] = None,
+    pace: Annotated[float, typer.Option(help="Of both nodes: so slow that being two costs neither anything.")] = 2.0,
     out: Annotated[Path, typer.Option(help="The Markdown file to write; a .json lies beside it.")] = Path(
         "docs/results/simulation.md"
     ),
@@ -138,7 +139,7 @@ def check(
     from experiments.provenance import write_result
     from experiments.simulate.check import main as run_check
 
-    text, data = run_check(family, requests, load, link)
+    text, data = run_check(family, requests, load, link, pace=pace)
     write_result(out, "The simulation against real processes", text, {family: data})
 
 

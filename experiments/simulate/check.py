@@ -1,8 +1,10 @@
 """Is the simulation right about time? The same requests through real processes and through the simulation.
 
 Each request's program is fixed, so nothing is decided. One edge and one device, one compute thread each and no more nodes
-than cores, on this machine. The simulation is given what was measured apart from these requests: each member's step-time
-curve, encoding and decoding, and what the service adds to a one-step request; and the moments at which the requests came.
+than cores, on this machine. The simulation is given what was measured apart from these requests: the step-time curves,
+encoding and decoding that the nodes registered, and what the service adds to a one-step request; and the moments at which
+the requests came. Both nodes have a `pace`: cores of one machine share caches and memory, so that of two busy nodes each is
+slower than it is alone, which two machines would not be; a paced step ends when the slow machine's would, whoever is beside.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import msgspec
 import numpy as np
 
 from experiments.simulate.environment import Simulation
+from experiments.simulate.registered import registered_costs
 from experiments.simulate.scores import Cell, Scores
 from experiments.simulate.world import Costs, World, WorldSpec
 from experiments.workloads import TimedRequest
@@ -31,7 +34,8 @@ from scheduler.drawing import certain
 from scheduler.policy import Action, Context, Decision
 
 EDGE, DEVICE = "edge", "phone"
-CURVE = (1, 2, 4, 8)
+PACE = 2.0
+WARM, SHORT = 5, 30  # one-step requests: the first ones are not counted
 
 
 class Pinned:
@@ -62,117 +66,93 @@ class Asked:
 
 def main(
     family: str = "mini-sd3", requests: int = 200, load: float = 0.5, link: str | None = None, seed: int = 0,
-    batch: int = 8,
+    batch: int = 8, pace: float = PACE,
 ) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Both, and a table of their mean times. `load`: share of its time that the edge is busy, had it no batches."""
-    import torch
-
     from nodes.session import quiet_libraries
     from relay.pipeline import RelayPipeline
 
     if (os.cpu_count() or 1) < 2:
         raise BadRequest("the check runs two busy nodes and needs two cores")
     quiet_libraries()
-    torch.set_num_threads(1)
-    pipe = RelayPipeline.from_pretrained(family)
-    programs = _programs(pipe)
-    before = measure(pipe.family)
-    times = arrivals(programs, before, requests, load, seed)
-    real, overhead = serve(family, programs, times, before, link, seed, batch)
-    after = measure(pipe.family)
-    costs = _mean_costs(before, after)
-    simulated = simulate(pipe.family.name, costs, real, overhead, link, batch)
-    drift = after.curves["large"][1] / before.curves["large"][1] - 1
+    programs = _programs(RelayPipeline.from_pretrained(family))
+    fleet = nodes_of(family, link, batch, pace)
+    real, costs, overhead = serve(family, programs, fleet, requests, load, seed)
+    simulated = simulate(programs[0].family, costs, real, overhead, fleet)
     text, data = compare(real, simulated)
+    large, small = (1000 * costs.curves[member][1] for member in ("large", "small"))
     ground = (
         f"{requests} requests of {family} through real processes and through the simulation: one edge (large), one device"
-        f" (small), one thread each, link {link or 'none'}, load {load:g}. The service adds {1000 * overhead:.1f} ms to a"
-        f" one-step request; a step of the large member takes {1000 * costs.curves['large'][1]:.1f} ms, and {drift:+.1%} after"
-        " the run against before it (the simulation is given the mean of both).\n\n"
+        f" (small), one thread each, pace {pace:g}, link {link or 'none'}, load {load:g}. The service adds"
+        f" {1000 * overhead:.1f} ms to a one-step request; a step at pace 1 takes {large:.1f} ms (large) and {small:.1f} ms"
+        " (small), as the nodes registered.\n\n"
     )
-    return ground + text, data | {"overhead_s": overhead, "drift": drift, "costs": msgspec.to_builtins(costs)}
+    return ground + text, data | {"overhead_s": overhead, "costs": msgspec.to_builtins(costs), "pace": pace}
 
 
-def measure(family: Any) -> Costs:
-    """What a family's work takes in one thread of this process."""
-    from relay.step_times import ends, step_curve
-
-    curves = {member: step_curve(family, member, CURVE, repeats=5) for member in ("large", "small")}
-    encode_s, decode_s = ends(family)
-    from scheduler.message_sizes import computed_sizes
-
-    sizes = computed_sizes(family.spec)
-    return Costs(
-        curves=curves, encode_s=encode_s, decode_s=decode_s, handoff_s=0.0005, latent_bytes=sizes.latent,
-        image_bytes=sizes.image,
-    )  # fmt: skip
+def nodes_of(family: str, link: str | None, batch: int, pace: float) -> dict[str, dict[str, Any]]:
+    """As in a deployment's YAML."""
+    both: dict[str, Any] = {"batch": batch, "pace": pace, "threads": 1}
+    return {
+        EDGE: {"role": "edge", "families": {family: ["large"]}, **both},
+        DEVICE: {"role": "device", "families": {family: ["small"]}, **both, **({"link": link} if link else {})},
+    }
 
 
-def arrivals(programs: Sequence[Program], costs: Costs, count: int, load: float, seed: int) -> list[float]:
+def arrivals(programs: Sequence[Program], costs: Costs, pace: float, count: int, load: float, seed: int) -> list[float]:
     """Poisson arrivals at which the edge is busy for `load` of the time."""
-    work = statistics.mean(p.steps["large"] * costs.curves["large"][1] + costs.encode_s for p in programs)
+    work = statistics.mean(p.steps["large"] * pace * costs.curves["large"][1] + costs.encode_s for p in programs)
     return np.cumsum(np.random.default_rng(seed).exponential(work / load, size=count)).tolist()
 
 
 def serve(
-    family: str,
-    programs: Sequence[Program],
-    times: Sequence[float],
-    costs: Costs,
-    link: str | None,
-    seed: int,
-    batch: int,
-) -> tuple[list[Asked], float]:
-    """The requests through a gateway and two nodes, and the seconds that the service adds to a one-step request."""
+    family: str, programs: Sequence[Program], nodes: dict[str, dict[str, Any]], count: int, load: float, seed: int
+) -> tuple[list[Asked], Costs, float]:
+    """The requests through a gateway and its nodes, what these registered, and the seconds that the service adds to a
+    one-step request."""
     from experiments.workloads import load_workload
     from nodes.fleet import fleet
 
-    prompts = [p.text for p in load_workload("scenes").prompts("validation", len(times) + 30, seed)]
-    nodes = {
-        EDGE: {"role": "edge", "families": {family: ["large"]}, "batch": batch},
-        DEVICE: {"role": "device", "families": {family: ["small"]}, "batch": batch} | ({"link": link} if link else {}),
-    }
-    short = _one_step(programs)
-    texts = [str(programs[i % len(programs)]) for i in range(len(times))]
+    prompts = [p.text for p in load_workload("scenes").prompts("validation", count + SHORT, seed)]
+    short, texts = str(_one_step(programs)), [str(programs[i % len(programs)]) for i in range(count)]
 
-    async def one(asker: Any, prompt: str, program: str, number: int) -> dict[str, Any]:
+    async def one(asker: Any, prompt: str, program: str, number: int) -> float:
+        """Seconds of its report."""
         job = (await asker.submit({"prompt": prompt, "program": program, "seed": number})).jobs[0]
         told = await asker.wait(job, 600.0)
         if told["stage"] != "done":
             raise RelayError(f"request {number} ended as {told['stage']}: {told['error']}")
-        return told
+        return float(told["report"]["seconds"])
 
-    async def work(asker: Any) -> tuple[list[Asked], float]:
-        added = []
-        for i in range(30):
-            told = await one(asker, prompts[len(times) + i], str(short), i)
-            added.append(told["report"]["seconds"] - costs.encode_s - costs.curves["small"][1] - costs.decode_s)
+    async def alone(asker: Any) -> list[float]:
+        return [await one(asker, prompts[count + i], short, i) for i in range(SHORT)]
+
+    async def asked(asker: Any, times: Sequence[float]) -> list[Asked]:
         began = time.perf_counter()
-        came = [0.0] * len(times)
 
-        async def timed(i: int) -> dict[str, Any]:
+        async def timed(i: int) -> Asked:
             await asyncio.sleep(max(0.0, began + times[i] - time.perf_counter()))
-            came[i] = time.perf_counter() - began
-            return await one(asker, prompts[i], texts[i], i)
+            came = time.perf_counter() - began
+            return Asked(came, prompts[i], texts[i], await one(asker, prompts[i], texts[i], i))
 
-        ends = await asyncio.gather(*(timed(i) for i in range(len(times))))
-        asked = [Asked(came[i], prompts[i], texts[i], ends[i]["report"]["seconds"]) for i in range(len(times))]
-        return asked, statistics.median(added[5:])
+        return await asyncio.gather(*(timed(i) for i in range(count)))
 
     with tempfile.TemporaryDirectory() as folder:
         gateway = {"offer": [{"family": family}], "checkpoint_every": 0}
         with fleet(Path(folder) / "check", nodes, gateway) as running:
-            return running.ask(work, times[-1] * 3 + 600.0)
+            took = running.ask(alone, 600.0)
+            costs = registered_costs(running, family, {name: node["pace"] for name, node in nodes.items()})
+            step = nodes[DEVICE]["pace"] * costs.curves["small"][1]
+            added = statistics.median(took[WARM:]) - costs.encode_s - step - costs.decode_s
+            times = arrivals(programs, costs, nodes[EDGE]["pace"], count, load, seed)
+            real = running.ask(lambda asker: asked(asker, times), times[-1] * 3 + 600.0)
+    return real, costs, max(0.0, added)
 
 
 def simulate(
-    family: str, costs: Costs, asked: Sequence[Asked], overhead_s: float, link: str | None, batch: int
+    family: str, costs: Costs, asked: Sequence[Asked], overhead_s: float, nodes: dict[str, dict[str, Any]]
 ) -> list[float]:
     """Seconds of each request, simulated."""
-    nodes = {
-        EDGE: {"role": "edge", "families": {family: ["large"]}, "batch": batch},
-        DEVICE: {"role": "device", "families": {family: ["small"]}, "batch": batch} | ({"link": link} if link else {}),
-    }
     timing = {family: msgspec.to_builtins(costs)}
     spec = msgspec.convert({"nodes": nodes, "timing": timing, "overhead_s": overhead_s}, WorldSpec)
     texts = list(dict.fromkeys(each.program for each in asked))
@@ -230,13 +210,3 @@ def _one_step(programs: Sequence[Program]) -> Program:
     """Edge-only with a single step."""
     family, guidance = programs[-1].family, programs[-1].guidance[0]
     return Program.parse(f"{family}/small:1:0-1/match=exact/codec=fp16/guidance={guidance:g}/conditioning=encode")
-
-
-def _mean_costs(a: Costs, b: Costs) -> Costs:
-    curves = {
-        member: {batch: (seconds + b.curves[member][batch]) / 2 for batch, seconds in curve.items()}
-        for member, curve in a.curves.items()
-    }
-    return msgspec.structs.replace(
-        a, curves=curves, encode_s=(a.encode_s + b.encode_s) / 2, decode_s=(a.decode_s + b.decode_s) / 2
-    )

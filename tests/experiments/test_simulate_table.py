@@ -12,7 +12,7 @@ import yaml
 from experiments.simulate import off_policy, warm
 from experiments.simulate.cells import read_cells, run_cells
 from experiments.simulate.charts import draw_charts
-from experiments.simulate.check import Asked, compare, simulate
+from experiments.simulate.check import Asked, compare, nodes_of, simulate
 from experiments.simulate.report import report
 from experiments.simulate.scheduling import Bench, Contender, Range, Scheduling, read_scheduling
 from experiments.simulate.search import drawn, search, write_tuned
@@ -304,7 +304,7 @@ def test_the_checks_own_simulation():
         Asked(10.0 * i, f"prompt {i}", PROGRAMS[name], 0.1)
         for i, name in enumerate(("full-cloud", "relay", "edge-only"))
     ]
-    found = simulate("tiny", costs, real, 0.02, None, 8)
+    found = simulate("tiny", costs, real, 0.02, nodes_of("tiny", None, 8, 1.0))
     assert found == pytest.approx(
         [0.02 + 0.004 + 0.1 + 0.003, 0.02 + 0.004 + 0.1 + 0.001 + 0.003, 0.02 + 0.004 + 0.1 + 0.003]
     )
