@@ -66,6 +66,7 @@ class Compute(threading.Thread):
         self.doing = "starting"
         self.last_busy = time.monotonic()
         self.steps_done = 0
+        self.slower = 1.0  # times as long as registered, as the engine that stepped last finds
         self.last_error: str | None = None
         self.failed: BaseException | None = None
         self.ready = threading.Event()
@@ -327,6 +328,7 @@ class Compute(threading.Thread):
         self.last_busy = time.monotonic()
         ended = engine.step()
         self.steps_done += 1
+        self.slower = engine.slower
         for each in ended:
             work = self.works.get(key_of(each.id))
             if work is None:

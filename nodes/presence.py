@@ -107,7 +107,7 @@ class Presence:
             sequence=self._sequence, doing=compute.doing, running=self.held() - queued, queued=queued,
             steps_done=compute.steps_done, idle_s=time.monotonic() - compute.last_busy, last_error=compute.last_error,
             battery=self._battery(), memory_bytes=memory_bytes(), cpu_s=cpu_s(), batch_bound=compute.batch_bound,
-            peers=self._peers(), cache=self.cache(),
+            slower=compute.slower, peers=self._peers(), cache=self.cache(),
         )  # fmt: skip
 
     def _peers(self) -> dict[str, PeerStats]:

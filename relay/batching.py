@@ -64,6 +64,10 @@ class StepTimes:
         """Of one step of `batch` images, as known now."""
         return float(self._now[batch - 1])
 
+    def given(self, batch: int) -> float:
+        """The same as the curve had it before anything was measured here."""
+        return float(self._given[batch - 1])
+
     def observe(self, batch: int, seconds: float) -> None:
         """A step of `batch` images took `seconds`."""
         self._steps += 1

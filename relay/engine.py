@@ -35,7 +35,7 @@ from itertools import pairwise
 
 import torch
 
-from relay.batching import StepTimes
+from relay.batching import TRUSTED, WINDOW, StepTimes
 from relay.denoisers import Denoiser
 from relay.errors import BadRequest, Busy, Cancelled, DeadlinePassed, NonFiniteLatent, RelayError, StepFailed
 from relay.lane import Lane, Walk
@@ -104,6 +104,13 @@ class StepEngine:
         self._held: dict[str, tuple[Walk, Lane]] = {}
         self._cancelled: list[Ended] = []
         self._last_batch = self._steps_done = 0
+        self._ratios: deque[float] = deque(maxlen=WINDOW)  # of the latest steps: seconds / those of the curve
+
+    @property
+    def slower(self) -> float:
+        """How many times as long as the curve says its latest steps took (their median); 1 before there were any."""
+        ratios = sorted(self._ratios)
+        return ratios[len(ratios) // 2] if self.curve and len(ratios) >= TRUSTED else 1.0
 
     def submit(self, walk: Walk) -> None:
         """Take a walk in. Busy when full; BadRequest on a walk that cannot be walked."""
@@ -205,7 +212,9 @@ class StepEngine:
         )
         x = euler_step(lane.x, self.denoiser(lane.x, now, lane.cond, lane.guidance), now, then)
         finite = torch.isfinite(x).flatten(1).all(1).tolist()  # once this is read, an accelerator has finished
-        lane.times.observe(len(chosen), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        lane.times.observe(len(chosen), seconds)
+        self._ratios.append(seconds / lane.times.given(len(chosen)))
         lane.x = x
         lane.steps_in_bound += 1
         return finite

@@ -116,7 +116,7 @@ class ActionTable:
         nan = float("nan")
         rows = [
             (
-                n.role == "device", n.backlog_s, n.running, n.queued, n.batch, n.encode_s, n.decode_s,
+                n.role == "device", n.waiting_s, n.running, n.queued, n.batch, n.encode_s, n.decode_s,
                 nan if n.battery is None else n.battery,
                 UNKNOWN_ROUND_TRIP_S if n.round_trip_s is None else n.round_trip_s,
                 n.bytes_per_s or UNKNOWN_BYTES_PER_S,

@@ -16,7 +16,7 @@ def finish_time(context: Context, action: Action) -> float:
     seconds, busy = nodes[0].encode_s, set()
     for leg, node in zip(program.legs, nodes, strict=True):
         if node.name not in busy:  # what waits on a node passes while earlier legs run elsewhere
-            seconds = max(seconds, node.backlog_s)
+            seconds = max(seconds, node.waiting_s)
             busy.add(node.name)
         seconds += leg.steps * node.step_s(program.family, leg.member)
     for before, after in pairwise(nodes):

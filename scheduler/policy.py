@@ -20,7 +20,8 @@ from relay.program import Program
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
-    """A node as the gateway knows it. `curves`: family -> member -> batch -> seconds a guided step, pace included."""
+    """A node as the gateway knows it. `curves`: family -> member -> batch -> seconds a guided step, pace included, as the node
+    measured them when it started; `slower`: how many times as long its latest steps took."""
 
     name: str
     role: str  # edge | device
@@ -35,11 +36,17 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     round_trip_s: float | None = None  # to the gateway
     bytes_per_s: float | None = None
     pace: float = 1.0
+    slower: float = 1.0
 
     def step_s(self, family: str, member: str) -> float:
-        """Seconds of one step at batch 1."""
+        """Seconds of one step at batch 1, as the node is now."""
         curve = self.curves[family][member]
-        return curve[min(curve)]
+        return self.slower * curve[min(curve)]
+
+    @property
+    def waiting_s(self) -> float:
+        """Seconds until what it has accepted is done, as the node is now."""
+        return self.slower * self.backlog_s
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """A simulated node: the loop on the clock, its link, its battery, and what the gateway knows of it.
 
-The gateway knows what it does in life: curves as registered (a node that becomes slower says nothing), the work that it
-gave and that has not left (`backlog_s`), and from the last heartbeat how many run and wait, the battery and the link.
+The gateway knows what it does in life: curves as registered, the work that it gave and that has not left (`backlog_s`), and
+from the last heartbeat how many run and wait, the battery, the link, and how many times as long as registered its latest
+steps took (`relay.engine`'s running median: it turns once more than half of the steps that it looks back on are new).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from experiments.simulate.events import Clock
 from experiments.simulate.links import Link
 from experiments.simulate.loop import Loop, Stretch, turns_until
+from relay.batching import WINDOW
 from scheduler.policy import NodeState
 
 
@@ -49,6 +51,7 @@ class SimNode:
         self._until: float | None = None  # the next boundary; None: idle
         self._state: NodeState | None = None
         self._beat: dict[str, Any] = {}
+        self._factor, self._slower, self._turns = 1.0, 1.0, 0  # times its registered steps; as it knows; steps before
         self.beat()
 
     # --- the loop on the clock ---
@@ -66,7 +69,7 @@ class SimNode:
             self._hear("drop", stretch)
 
     def set_pace(self, factor: float) -> None:
-        """Every step takes `factor` times what it took at the start; nobody is told."""
+        """Every step takes `factor` times what it took at the start; it finds out by its steps."""
         turns = self._turns_now()
         if turns is not None:
             self.loop.skip(turns)
@@ -74,6 +77,10 @@ class SimNode:
             self._next(self._since + turns * self._turn_s)
         for engine in self.loop.engines.values():
             engine.set_pace(self.facts["pace"] * factor)
+        self._factor, self._turns = factor, self._turns_taken()
+
+    def _turns_taken(self) -> int:
+        return sum(engine.steps for engine in self.loop.engines.values())
 
     def _hear(self, what: str, stretch: Stretch) -> None:
         self._inbox.append((what, stretch))
@@ -139,8 +146,10 @@ class SimNode:
         running = sum([len(engine.walks) for engine in self.loop.engines.values()])
         battery = self.battery.read(self.clock.now, self.loop.image_steps) if self.battery else None
         link = self.link
+        if self._slower != self._factor and self._turns_taken() - self._turns > WINDOW // 2:
+            self._slower = self._factor
         beat = {
-            "running": running, "queued": self.held - running, "battery": battery,
+            "running": running, "queued": self.held - running, "battery": battery, "slower": self._slower,
             "round_trip_s": link.round_trip_s if link else 0.0, "bytes_per_s": link.bytes_per_s if link else FREE,
         }  # fmt: skip
         if beat != self._beat:

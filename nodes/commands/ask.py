@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nodes.asker import Asker
 
 DEFAULT = "tcp://127.0.0.1:5600"
+SLOWER = 1.5  # times as long as it measured at its start: said from there on
 COLUMNS = (
     "node", "role", "state", "doing", "jobs", "battery", "pace", "start-up", "memory", "cpu", "round trip", "done", "last error",
 )  # fmt: skip
@@ -145,6 +146,8 @@ def status_table(told: dict[str, Any]) -> Any:
         table.add_row("gateway", "gateway", "ready", doing, "", "", "", *_cost(told), "", "", "")
     for node in told["nodes"]:
         pace = f"{node['pace']:g}x emulated" if node["emulated"] else "own"
+        if node["slower"] >= SLOWER:
+            pace += f", now {node['slower']:.1f}x slower"
         trip = "?" if node["round_trip_s"] is None else f"{node['round_trip_s'] * 1000:.1f} ms"
         battery = "" if node["battery"] is None else f"{node['battery']:.0%}"
         jobs = f"{node['running']} + {node['queued']}"

@@ -148,6 +148,7 @@ class Registry:
                  "holds": [f"{h.family} {'+'.join(h.members)}" for h in said.holdings], "jobs": len(node.jobs),
                  "doing": beat.doing if beat else "registered", "running": beat.running if beat else 0,
                  "queued": beat.queued if beat else 0, "battery": beat.battery if beat else None, "pace": said.pace,
+                 "slower": beat.slower if beat else 1.0,
                  "emulated": said.pace > 1, "memory_bytes": beat.memory_bytes if beat else said.memory_bytes,
                  "cpu_s": beat.cpu_s if beat else 0.0,
                  "startup_s": said.startup_s, "round_trip_s": node.round_trip_s, "done": node.done, "failed": node.failed,
@@ -176,4 +177,5 @@ def state_of(node: Node) -> NodeState:
         round_trip_s=gateway.round_trip_s,
         bytes_per_s=gateway.bytes_per_s,
         pace=said.pace,
+        slower=beat.slower if beat else 1.0,
     )

@@ -76,6 +76,7 @@ class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     memory_bytes: int = 0
     cpu_s: float = 0.0  # since its process started
     batch_bound: int = 0
+    slower: float = 1.0  # times as long as the registered curves say, as its latest steps took
     peers: dict[str, PeerStats] = msgspec.field(default_factory=dict)
     cache: dict[str, Any] = msgspec.field(
         default_factory=dict

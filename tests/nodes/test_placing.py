@@ -53,7 +53,7 @@ class Gateway:
         self.told.append((name, message))
         return True
 
-    def node(self, name, member, step_s=0.01, bytes_per_s=None, **said):
+    def node(self, name, member, step_s=0.01, bytes_per_s=None, slower=1.0, **said):
         role = "edge" if member == "large" else "device"
         holding = Holding(
             family="mini-sd3", members=(member,), decodes=True, fingerprint={}, curves={member: {1: step_s}}
@@ -61,7 +61,9 @@ class Gateway:
         message = Register(name=name, session="1", holdings=(holding,), batch=1, queue=8, **said)
         node = self.registry.register(message, role, f"{role}/{name}", name.encode())
         peers = {"gateway": PeerStats(round_trip_s=0.001, bytes_per_s=bytes_per_s)}
-        beat = Heartbeat(sequence=1, doing="idle", running=0, queued=0, steps_done=0, idle_s=0.0, peers=peers)
+        beat = Heartbeat(
+            sequence=1, doing="idle", running=0, queued=0, steps_done=0, idle_s=0.0, peers=peers, slower=slower
+        )
         self.registry.heard(node, beat)
         return node
 
@@ -92,6 +94,20 @@ def test_a_slow_link_changes_the_choice(tmp_path, planner, bytes_per_s, pad, cho
         gateway.node("far", "large", step_s=0.01, bytes_per_s=bytes_per_s, pad=pad, data_address="tcp://far:1")
         gateway.node("near", "large", step_s=0.02, bytes_per_s=1e9, pad=pad, data_address="tcp://near:1")
         gateway.node("phone", "small", bytes_per_s=1e9, pad=pad)
+        job = await placed(gateway)
+        gateway.ledger.close()
+        return job
+
+    assert [stretch.node for stretch in asyncio.run(work()).stretches] == [chosen, "phone"]
+
+
+@pytest.mark.parametrize(("slower", "chosen"), [(1.0, "fast"), (1.9, "fast"), (2.5, "steady")])
+def test_a_node_that_became_slower_than_it_registered_is_placed_by_what_it_is_now(tmp_path, planner, slower, chosen):
+    async def work():
+        gateway = Gateway(tmp_path, planner)
+        gateway.node("fast", "large", step_s=0.05, bytes_per_s=1e9, slower=slower, data_address="tcp://fast:1")
+        gateway.node("steady", "large", step_s=0.1, bytes_per_s=1e9, data_address="tcp://steady:1")
+        gateway.node("phone", "small", bytes_per_s=1e9)
         job = await placed(gateway)
         gateway.ledger.close()
         return job

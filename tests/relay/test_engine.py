@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import NEGATIVE, OTHER, PROMPT
 
+from relay.batching import TRUSTED
 from relay.conditioning import Conditioning
 from relay.engine import StepEngine, Walk
 from relay.errors import BadRequest, Busy, Cancelled, DeadlinePassed, NonFiniteLatent, StepFailed
@@ -261,6 +262,18 @@ def test_a_curve_that_says_batches_gain_nothing_heals_where_they_do(pipes, clock
         engine.step()
     assert denoiser.batches[:60] == [1] * 60
     assert min(denoiser.batches[-10:]) >= 3
+
+
+def test_it_says_how_much_slower_than_its_curve_its_latest_steps_were(pipes, clock):
+    asked, denoiser = ask(pipes["sd3"], ""), Watched(pipes["sd3"].family.denoiser("large"), before=clock.tick)
+    engine = engine_of(pipes["sd3"], curve={1: 0.25}, max_batch=1, denoiser=denoiser)
+    found = [engine.slower]
+    for i in range(3):
+        engine.submit(Walk(str(i), asked.latent, asked.sigmas, asked.conditioning, asked.guidance))
+        while engine.load.running + engine.load.queued:
+            engine.step()
+            found.append(engine.slower)
+    assert found == [1.0] * TRUSTED + [4.0] * (12 - TRUSTED + 1)  # a step takes a second, not a quarter of one
 
 
 def test_lanes_share_the_time_so_that_no_shape_blocks_another(pipes, monkeypatch):

@@ -73,7 +73,7 @@ def _any_state(rng: np.random.Generator) -> dict[str, object]:
 
     return {
         "backlog_s": some(1e4), "encode_s": some(1e3), "decode_s": some(1e3), "running": int(some(64)),
-        "queued": int(some(1e3)), "batch": int(rng.integers(1, 65)),
+        "queued": int(some(1e3)), "batch": int(rng.integers(1, 65)), "slower": float(8 ** rng.uniform(-1, 1)),
         "battery": None if rng.random() < 0.3 else float(rng.random()),
         "round_trip_s": None if rng.random() < 0.3 else some(1e4),
         "bytes_per_s": None if rng.random() < 0.3 else some(1e12),
