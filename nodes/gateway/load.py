@@ -30,7 +30,7 @@ from scheduler.features import PRICE
 from scheduler.load.admission import Admission
 from scheduler.load.controller import Controller
 from scheduler.load.expected import Station, Work, ends_s, room_s, work_s
-from scheduler.load.lag import LEAST_S, Lags
+from scheduler.load.lag import LEAST_S, Lags, Overruns
 from scheduler.load.prediction import Levels, read_levels, shipped
 from scheduler.load.settings import LoadSettings
 
@@ -57,11 +57,13 @@ class Leave:
 
 @dataclass(frozen=True)
 class _Given:
-    """A job as it was placed first: when, and for how long each node was expected to have it, by its own word."""
+    """A job as it was placed first: when, for how long each node was expected to have it, by its own word, and how long all
+    was predicted to take, as slow as the nodes were known to be."""
 
     job: Job
     at: float
     expected_s: dict[str, float]
+    predicted_s: float
 
 
 class LoadControl:
@@ -80,7 +82,7 @@ class LoadControl:
         self._index: dict[tuple[str, int], int] = {}  # a program's text and the steps that it skips -> its level
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._last_s = 0.0  # CPU time of the last period
-        self.lags = Lags()
+        self.lags, self.overruns = Lags(), Overruns()
         self._given: dict[str, _Given] = {}  # by job
 
     def start(
@@ -131,10 +133,13 @@ class LoadControl:
         left_s = request.deadline_ms / 1000 if request.deadline_ms else self.settings.deadline_s
         stations, now = self.stations(), time.monotonic()
         works = self._works(programs)
-        soonest = min(ends_s(work, stations)[0] for work in works) if stations else float("inf")
+        factor = self.overruns.factor
+        soonest = factor * min(ends_s(work, stations)[0] for work in works) if stations else float("inf")
         least = min((work_s(work, stations) for work in works), default=0.0)
         self.controller.arrived(self._predicted(request.prompt), request.images)
-        verdict = self.admission.admit(tenant, least * request.images, soonest, left_s, room_s(stations, left_s), now)
+        verdict = self.admission.admit(
+            tenant, least * request.images, soonest, left_s, room_s(stations, left_s / factor), now
+        )
         self.counters[verdict.kind] += 1
         if not verdict.admitted:
             raise Refusal(verdict.reason, STATUS[verdict.kind], verdict.retry_after_s)
@@ -149,6 +154,7 @@ class LoadControl:
         self.admission.ended(job.id)
         given = self._given.pop(job.id, None)
         if given is not None and job.stage is Stage.DONE and not job.tries:
+            self.overruns.observe(time.monotonic() - given.at, given.predicted_s)
             for node, spent in (job.report or {}).get("timings", {}).items():
                 if node in given.expected_s:  # waiting for a latent is not its own time
                     own = sum(seconds for stage, seconds in spent.items() if stage != "waiting")
@@ -171,7 +177,8 @@ class LoadControl:
             return Leave(programs)
         stations = self.stations(without=job.id)
         own = job.left_s if job.request.deadline_ms else self.settings.deadline_s - (time.monotonic() - job.accepted)
-        found = self.controller.allow(self._predicted(job.request.prompt), own, stations, mine)
+        left_s = own / self.overruns.factor
+        found = self.controller.allow(self._predicted(job.request.prompt), left_s, stations, mine)
         if not found.pressed:
             return Leave(programs)
         # accepted, and now none is expected in time: the soonest may yet be
@@ -204,7 +211,8 @@ class LoadControl:
             legs = job.program.legs[stretch.first : stretch.last + 1]
             ends = [station.ends_s(job.program.family, leg.member, leg.steps) for leg in legs]
             expected[stretch.node] = sum(ends) + station.encode_s + station.decode_s
-        self._given[job.id] = _Given(job, time.monotonic(), expected)
+        predicted_s, _ = ends_s(self._works([job.program])[0], self.stations(without=job.id))
+        self._given[job.id] = _Given(job, time.monotonic(), expected, predicted_s)
 
     def _late(self) -> None:
         """What has not ended tells of its node as well; one on which nothing lies is not asked for ever."""
@@ -217,6 +225,8 @@ class LoadControl:
                     if now - given.at > self.lags.of(stretch.node) * max(expected, LEAST_S):
                         self.lags.observe(stretch.node, now - given.at, expected)
                     break
+        if not self._given:
+            self.overruns.rest()
         for node in self.registry.ready():
             if not node.jobs:
                 self.lags.rest(node.name)
@@ -298,6 +308,7 @@ class LoadControl:
             "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
             "reads": "prompt and router" if all(fits for *_, fits in self._levels) else "prompt",
             "starts": {str(self.works[i]): round(control.starts.rate(i), 3) for i in map(int, control.starts.cached)},
+            "overrun": round(self.overruns.factor, 2),
             "lags": {node.name: lag for node in self.registry.ready() if (lag := round(self.lags.of(node.name), 2)) > 1},
             "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
         }  # fmt: skip

@@ -55,3 +55,8 @@ class LoadMetrics(Collector):
         for name, lag in told["lags"].items():
             lags.add_metric([name], lag)
         yield lags
+        yield GaugeMetricFamily(
+            "relay_load_overrun",
+            "How many times longer than predicted nine in ten requests took at most",
+            told["overrun"],
+        )

@@ -12,6 +12,9 @@ A node on which nothing lies forgets, so that after everything was refused somet
 from __future__ import annotations
 
 import math
+from collections import deque
+
+import numpy as np
 
 LEAST_S = 0.25  # what is expected to take less counts as this: below, it is overheads that are compared
 MOST = 32.0
@@ -39,3 +42,30 @@ class Lags:
     def of(self, node: str) -> float:
         """1 where it is as it said, to within `GRAIN`."""
         return float(GRAIN ** int(self._log.get(node, 0.0) / math.log(GRAIN) + 1e-9))
+
+
+class Overruns:
+    """How far requests overrun what was predicted for them when they were placed, which lags (means) do not say: of the
+    latest ones nine in ten took at most `factor` times as long. Time left is counted by it, so that who is let in at the
+    brink is in time as often as that.
+
+    A period in which nothing is open counts as one that kept its word, so that after a flood it is forgotten.
+    """
+
+    REACH, SHARE, LEAST = 64, 0.9, 8
+
+    def __init__(self) -> None:
+        self._ratios: deque[float] = deque(maxlen=self.REACH)
+
+    def observe(self, seconds: float, predicted_s: float) -> None:
+        self._ratios.append(min(max(seconds / max(predicted_s, LEAST_S), 1.0), MOST))
+
+    def rest(self) -> None:
+        """A period in which nothing was open."""
+        if self._ratios:
+            self._ratios.append(1.0)
+
+    @property
+    def factor(self) -> float:
+        """1 where predictions hold, or too few are known."""
+        return float(np.quantile(self._ratios, self.SHARE)) if len(self._ratios) >= self.LEAST else 1.0

@@ -294,6 +294,36 @@ def test_nodes_slower_than_they_said_are_asked_for_less_and_nobody_waits_for_the
     assert max(later) <= 6.0 * 1.3
 
 
+def test_time_left_is_counted_by_what_nine_in_ten_requests_took_over_what_was_predicted():
+    from scheduler.load.lag import Overruns
+
+    overruns = Overruns()
+    for _ in range(7):
+        overruns.observe(9.0, 1.0)
+    assert overruns.factor == 1.0  # too few
+    for _ in range(64):
+        for seconds in (1.0, 0.5, 1.2, 2.0, 1.5, 1.0, 1.0, 1.0, 1.0, 9.0):
+            overruns.observe(seconds, 1.0)
+    assert 2.0 <= overruns.factor < 9.0
+    for _ in range(64):
+        overruns.rest()
+    assert overruns.factor == 1.0
+
+
+def test_who_would_be_just_in_time_where_requests_overrun_is_told_so_at_once():
+    from scheduler.load.expected import ends_s
+
+    control = pressed(str(shipped("mini-sd3")), cached=False)
+    soonest, _ = ends_s(control.works[0], control.stations())
+    request = ImageRequest(prompt=EASY, deadline_ms=int(1500 * soonest))
+    assert control.admit(request, [control.works[0].program], "a") > 0
+    for _ in range(20):
+        control.overruns.observe(20.0, 10.0)
+    with pytest.raises(Refusal, match="it cannot be done within"):
+        control.admit(request, [control.works[0].program], "a")
+    assert control.told()["overrun"] == 2.0
+
+
 def test_a_node_on_which_nothing_lies_is_tried_again():
     from scheduler.load.lag import MOST, Lags
 
