@@ -154,11 +154,17 @@ class Judging:
             self.tally.counters["kept"] += 1  # on its device, which shares nothing
             return False
         self.tally.counters["sampled"] += 1
-        if len(self.waiting) >= self.config.queue:
-            self._unjudged(self.waiting.popleft().job, "dropped")
-        self.waiting.append(picture)
-        self.wake.set()
+        self._wait(picture)
         return True
+
+    def _wait(self, picture: _Picture, first: bool = False) -> None:
+        """In the queue, which keeps the newest: its last one, or again its first."""
+        if len(self.waiting) >= self.config.queue:
+            self._unjudged(picture.job if first else self.waiting.popleft().job, "dropped")
+            if first:
+                return
+        (self.waiting.appendleft if first else self.waiting.append)(picture)
+        self.wake.set()
 
     async def _ask_device(self, picture: _Picture, node: Node) -> None:
         if len(self.given) >= 2 * self.config.queue:
@@ -198,8 +204,11 @@ class Judging:
         message = ToJudge(job=picture.job, prompt=picture.prompt, program=picture.program)
         self._give(picture, judge.key)
         if not await sent(self.data.send(served[0], message, [png])):
-            self._lost(picture.job)
+            # nobody is there any more, or does not read: who is heard next may have it
+            judge.heard = min(judge.heard, time.monotonic() - SILENT_S)
             self._still_free(judge, served)
+            if self.given.pop(picture.job, None) is not None:
+                self._wait(picture, first=True)
 
     def _still_free(self, judge: _Judge, served: tuple[bytes, int]) -> None:
         if judge.served == served:

@@ -232,6 +232,37 @@ def test_the_queue_keeps_the_newest_and_counts_what_it_drops(judging):
     assert never == ["job-0", "job-1", "job-9"]
 
 
+def test_a_picture_that_cannot_be_sent_waits_for_the_judge_that_is_heard_next(judging):
+    judge = Peer(name="judge", role="judge", key="judge/judge")
+
+    async def work():
+        made = judging(share=1.0)
+        (made.dispatcher.store / "images").mkdir()
+        (made.dispatcher.store / "images" / "job-1.png").write_bytes(b"png")
+        async with made.server, Client(
+            made.server.address, DATA, Credentials.plain_text("judge", "judge"), Peer(name="gateway", role="gateway")
+        ) as client:  # fmt: skip
+            await made.judging.hear(made.server, b"gone", judge, JudgeHere(session="0", ask=1, doing="waiting"), [])
+            loop = asyncio.ensure_future(made.judging.run())
+            made.judging.ended(ended("job-1"))
+            async with asyncio.timeout(20):
+                while made.judging.judges[judge.key].alive:
+                    await asyncio.sleep(0.01)
+            before = dict(made.judging.tally.counters)
+            await client.send(JudgeHere(session="1", ask=1, doing="waiting"))
+            said = await made.server.receive(5)
+            await made.judging.hear(made.server, said.identity, judge, said.message, said.payloads)
+            async with asyncio.timeout(20):
+                message, _ = await client.receive()
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+        return before, message
+
+    before, message = asyncio.run(work())
+    assert before == {"sampled": 1}
+    assert message.job == "job-1"
+
+
 def test_scores_count_once_and_only_from_whom_the_picture_was_given_to(judging):
     judge = Peer(name="judge", role="judge", key="judge/judge")
     stranger = Peer(name="stranger", role="device", key="device/stranger")
