@@ -168,7 +168,7 @@ def main(
     import torch
     import uvicorn
 
-    from nodes.process import spare_memory
+    from nodes.own_process import spare_memory
     from nodes.session import quiet_libraries
 
     spare_memory()

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from nodes.deployment import Deployment, JudgeConfig, read_deployment
 from nodes.keys import Peer
 from nodes.messages import JudgeHere, Refused, Scores, ToJudge
-from nodes.own_process import leave, lower_priority, memory_bytes
-from nodes.process import credentials, gateway_key, on_signals, spare_memory
+from nodes.own_process import leave, lower_priority, memory_bytes, spare_memory
+from nodes.process import credentials, gateway_key, on_signals
 from nodes.scoring import Scored, Scorer
 from nodes.tasks import background
 from nodes.transport import DATA, Client, sent

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 
 def memory_bytes() -> int:
@@ -28,6 +29,13 @@ def cpu_s() -> float:
 def lower_priority(nice: int) -> None:
     """This process at that nice level, or at the higher one that it was started with."""
     os.nice(max(0, nice - os.nice(0)))
+
+
+def spare_memory() -> None:
+    """Before torch is imported, on a machine without an accelerator: diffusers pulls in triton, which only writes kernels
+    for one, and with it 70 MB of resident memory. Torch and diffusers both do without where it is not installed."""
+    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
 
 
 def leave() -> None:

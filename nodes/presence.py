@@ -16,6 +16,7 @@ from nodes.messages import Heartbeat, HeartbeatSeen, Message, PeerStats, Registe
 from nodes.own_process import cpu_s, memory_bytes
 from nodes.results import version
 from nodes.transport import CONNECTED, sent
+from relay.batching import faded
 
 if TYPE_CHECKING:
     from nodes.compute import Compute
@@ -107,7 +108,7 @@ class Presence:
             sequence=self._sequence, doing=compute.doing, running=self.held() - queued, queued=queued,
             steps_done=compute.steps_done, idle_s=time.monotonic() - compute.last_busy, last_error=compute.last_error,
             battery=self._battery(), memory_bytes=memory_bytes(), cpu_s=cpu_s(), batch_bound=compute.batch_bound,
-            slower=compute.slower, peers=self._peers(), cache=self.cache(),
+            slower=round(faded(compute.slower, time.monotonic() - compute.last_busy), 3), peers=self._peers(), cache=self.cache(),
         )  # fmt: skip
 
     def _peers(self) -> dict[str, PeerStats]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.deployment import Deployment, NodeConfig, node_of, read_deployment
 from nodes.keys import AllowList, Credentials, Peer, load_public, load_secret
-from nodes.own_process import leave
+from nodes.own_process import leave, spare_memory
 from relay.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -139,13 +138,6 @@ def _local_user(node: Any, config: NodeConfig, deployment: Deployment) -> Any:
     from nodes.local_user import LocalUser
 
     return LocalUser(node, config.local, deployment)
-
-
-def spare_memory() -> None:
-    """Before torch is imported, on a machine without an accelerator: diffusers pulls in triton, which only writes kernels
-    for one, and with it 70 MB of resident memory. Torch and diffusers both do without where it is not installed."""
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
-        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
 
 
 def on_signals(act: Callable[[int], None]) -> None:

@@ -104,8 +104,7 @@ def _serve(metrics: str, asked: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    from nodes.own_process import lower_priority
-    from nodes.process import spare_memory
+    from nodes.own_process import lower_priority, spare_memory
 
     lower_priority(int(sys.argv[1]))
     spare_memory()

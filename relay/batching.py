@@ -38,8 +38,15 @@ WINDOW = 9  # step times that a running median looks back on
 TRUSTED = (
     3  # a size counts as measured after so many; the first step of a size is slow (kernels are chosen, memory taken)
 )
+FADES_S = 10.0  # half of how much slower a node was found is forgotten in so long without a step
 PROBE_EVERY, PROBE_STEPS = 64, TRUSTED
 UNKNOWN_S = 0.001  # before anything is known; short, so that a new shape is soon measured
+
+
+def faded(slower: float, idle_s: float) -> float:
+    """What is still believed of a node that was found slower and has not stepped for a while: one that is thought slow gets no
+    work, and would never show that it no longer is."""
+    return 1 + (slower - 1) * 0.5 ** (max(idle_s, 0.0) / FADES_S)
 
 
 class StepTimes:

@@ -2,7 +2,8 @@
 
 The gateway knows what it does in life: curves as registered, the work that it gave and that has not left (`backlog_s`), and
 from the last heartbeat how many run and wait, the battery, the link, and how many times as long as registered its latest
-steps took (`relay.engine`'s running median: it turns once more than half of the steps that it looks back on are new).
+steps took (`relay.engine`'s running median turns once more than half of the steps that it looks back on are new; it fades
+where the node has nothing to do).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from experiments.simulate.events import Clock
 from experiments.simulate.links import Link
 from experiments.simulate.loop import Loop, Stretch, turns_until
-from relay.batching import WINDOW
+from relay.batching import WINDOW, faded
 from scheduler.policy import NodeState
 
 
@@ -149,7 +150,8 @@ class SimNode:
         if self._slower != self._factor and self._turns_taken() - self._turns > WINDOW // 2:
             self._slower = self._factor
         beat = {
-            "running": running, "queued": self.held - running, "battery": battery, "slower": self._slower,
+            "running": running, "queued": self.held - running, "battery": battery,
+            "slower": round(faded(self._slower, self.clock.now - self._since if self._until is None else 0.0), 3),
             "round_trip_s": link.round_trip_s if link else 0.0, "bytes_per_s": link.bytes_per_s if link else FREE,
         }  # fmt: skip
         if beat != self._beat:

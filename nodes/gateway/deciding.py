@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from scheduler.reward import Reward, Rewarded
 
 log = logging.getLogger("relay.gateway")
-SAVE_S = 5.0  # between two savings of what was learned
+SAVE_S = 2.0  # between two savings of what was learned
 SHOWN = 8  # decisions that the status shows
 MOST_AWAITED = 10_000
 

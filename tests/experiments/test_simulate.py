@@ -17,7 +17,7 @@ from experiments.simulate.scores import Scores
 from experiments.simulate.stream import Asking, stream
 from experiments.simulate.world import World, WorldSpec, check_world
 from experiments.workloads.prompts import Prompt
-from relay.batching import WINDOW, StepTimes
+from relay.batching import FADES_S, WINDOW, StepTimes
 from relay.errors import BadRequest
 from relay.program import Program
 from scheduler.baselines import load_policy
@@ -118,11 +118,12 @@ def test_a_node_that_became_slower_says_so_once_its_steps_have_shown_it():
     simulated = node(clock)
     simulated.set_pace(4.0)
     clock.at(0.0, simulated.take, stretch(WINDOW, []))
-    for at in (0.0, 4 * WINDOW / 4 * CURVE[1], 4 * (WINDOW + 1) * CURVE[1]):
+    ends = 4 * WINDOW * CURVE[1]
+    for at in (0.0, ends / 4, ends, ends + FADES_S):
         clock.at(at, simulated.beat)
         clock.at(at, lambda: known.append(simulated.state.slower))
     clock.run()
-    assert known == [1.0, 1.0, 4.0]
+    assert known == [1.0, 1.0, 4.0, 2.5]  # and forgets by half where it has nothing to do
 
 
 def by_steps(arrivals, encode_s, decode_s, batch):

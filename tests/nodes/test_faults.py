@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcome(folder):
-    return run(folder, REQUESTS, every=1.0, window=24, rate=10.0, seed=5, grace_s=GRACE_S)
+    return run(folder, REQUESTS, every=1.5, window=24, rate=7.0, seed=5, grace_s=GRACE_S)
 
 
 def test_every_accepted_request_ends_once_and_in_time_with_its_picture_or_a_reason(outcome):

@@ -29,7 +29,7 @@ def running(tmp_path_factory):
     offer = [{"family": "mini-sd3", "steps": 4, "mode": mode} for mode in ("full-cloud", "edge-only")]
     offer.append({"family": "mini-sd3", "steps": 4, "handoff": 2})
     gateway = {"offer": offer, "policy": {"name": "learned", "seed": 1, "explore": 0.2, "warm": False}}
-    gateway["heartbeat_s"] = 2.0
+    gateway["heartbeat_s"] = 1.0
     with fleet(
         tmp_path_factory.mktemp("learned") / "deployment", nodes, gateway, judge={"share": 1.0, "nice": 0}
     ) as running:
