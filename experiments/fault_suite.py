@@ -198,10 +198,8 @@ async def _one(asker: Any, outcome: Outcome, asked: list[Asked], number: int, gr
     asked.append(mine)
     while not mine.stage:
         now = time.monotonic()
-        if (
-            now
-            > mine.accepted + mine.deadline_s + ground.away(mine.accepted, now) + outcome.grace_s + TOLD_S + HANGING_S
-        ):
+        patience = mine.deadline_s + ground.away(mine.accepted, now) + outcome.grace_s + TOLD_S + HANGING_S
+        if now - mine.accepted > patience:
             outcome.hanging.append(job)
             return
         try:

@@ -104,11 +104,12 @@ class Presence:
     def _heartbeat(self) -> Heartbeat:
         compute = self.compute
         queued = sum(1 for work in list(compute.works.values()) if work.stage != "denoising")
+        idle_s = time.monotonic() - compute.last_busy
         return Heartbeat(
             sequence=self._sequence, doing=compute.doing, running=self.held() - queued, queued=queued,
-            steps_done=compute.steps_done, idle_s=time.monotonic() - compute.last_busy, last_error=compute.last_error,
+            steps_done=compute.steps_done, idle_s=idle_s, last_error=compute.last_error,
             battery=self._battery(), memory_bytes=memory_bytes(), cpu_s=cpu_s(), batch_bound=compute.batch_bound,
-            slower=round(faded(compute.slower, time.monotonic() - compute.last_busy), 3), peers=self._peers(), cache=self.cache(),
+            slower=round(faded(compute.slower, idle_s), 3), peers=self._peers(), cache=self.cache(),
         )  # fmt: skip
 
     def _peers(self) -> dict[str, PeerStats]:

@@ -26,6 +26,7 @@ Knows no thread, no socket and no clock but `time.monotonic`. One thread calls i
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from bisect import insort
 from collections import deque
@@ -109,8 +110,7 @@ class StepEngine:
     @property
     def slower(self) -> float:
         """How many times as long as the curve says its latest steps took (their median); 1 before there were any."""
-        ratios = sorted(self._ratios)
-        return ratios[len(ratios) // 2] if self.curve and len(ratios) >= TRUSTED else 1.0
+        return statistics.median_high(self._ratios) if self.curve and len(self._ratios) >= TRUSTED else 1.0
 
     def submit(self, walk: Walk) -> None:
         """Take a walk in. Busy when full; BadRequest on a walk that cannot be walked."""

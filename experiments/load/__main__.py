@@ -116,6 +116,7 @@ def table(
     from experiments.load.cells import names
     from experiments.load.report import collect, draw, report
     from experiments.load.tables import fitting
+    from experiments.pictures import shown
     from experiments.provenance import write_result
 
     case = _case(config)
@@ -123,7 +124,7 @@ def table(
     rows = collect(case, _folder(case, folder), who, seeds or case.config.seeds, requests or case.config.requests, _say)
     text, data = report(case, rows, who, left_out)
     charts = draw(case, rows, who, out.parent, out.stem)
-    text += "\n" + "\n".join(f"![{path.stem.replace('-', ': ')}]({path.name})" for path in charts) + "\n"
+    text += "\n" + "\n".join(map(shown, charts)) + "\n"
     write_result(out, "Under load: ours and other systems", text, {case.config.family: data})
 
 

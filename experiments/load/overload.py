@@ -27,6 +27,7 @@ import numpy as np
 from experiments.load.case import Case
 from experiments.load.real import FAILED, Run, deployed, drive, measured
 from experiments.load.service import DONE, REFUSED, Demand, stations_of
+from experiments.pictures import save_png, shown
 from experiments.workloads.prompts import generator
 from relay.errors import BadRequest
 from scheduler.load.planning import best_plan
@@ -219,7 +220,7 @@ def text(found: dict[str, Any], case: Case, fleet: str, phases: Phases, picture:
             f"- {found['kill']} was killed in the middle of the peak: {found['recovered']} requests were taken up elsewhere,"
             f" {found['failed']} lost."
         )
-    return "\n".join(lines) + f"\n\n![{Path(picture).stem}]({picture})\n"
+    return "\n".join(lines) + f"\n\n{shown(Path(picture))}\n"
 
 
 def draw(found: dict[str, Any], phases: Phases, path: Path) -> None:
@@ -228,8 +229,6 @@ def draw(found: dict[str, Any], phases: Phases, path: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-
-    from experiments.pictures import save_png
 
     series = found["series"]
     asked, seconds, stage = (np.array(series[key]) for key in ("asked_s", "seconds", "stage"))

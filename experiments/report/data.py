@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from experiments.report.labels import program_labels, score_name
+from experiments.report.labels import program_labels, score_name, slug
 from experiments.run_folder import Run
 from experiments.statistics import gap_closed, interval
 from relay.errors import BadRequest
@@ -104,8 +104,7 @@ class Group:
 
     @property
     def slug(self) -> str:
-        kept = (c if c.isalnum() else "-" for c in self.label.lower())
-        return "-".join(filter(None, "".join(kept).split("-")))
+        return slug(self.label)
 
     @cached_property
     def large(self) -> Entry | None:

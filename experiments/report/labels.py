@@ -9,6 +9,12 @@ from relay.program import Program
 from scheduler.outcomes import SCORE
 
 
+def slug(text: str) -> str:
+    """For ids and file names: small letters and digits, one hyphen between words."""
+    kept = (c if c.isalnum() else "-" for c in text.lower())
+    return "-".join(filter(None, "".join(kept).split("-")))
+
+
 def class_name(cls: str) -> str:
     return {"1": "1 object", "?": "free text"}.get(cls, f"{cls} objects" if cls.isdigit() else cls)
 

@@ -56,8 +56,6 @@ def render(title: str, runs: list[Run], groups: list[Group], sections: list[Sect
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["svg"] = Markup  # written by charts.py, where every text is escaped
-    environment.filters["body"] = Markup  # written by results.py, from Markdown without markup
     return environment.get_template("page.html.j2").render(
         title=title, style=Markup((HERE / "style.css").read_text()), sections=sections, facts=_facts(runs, groups),
         descriptions=list(dict.fromkeys(filter(None, (run.config.get("description") for run in runs)))),

@@ -78,7 +78,12 @@ def _uri(picture: Image) -> str:
         small = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)))
         small.save(out, "WEBP", quality=85)
         kind, data = "webp", out.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return data_uri(f"image/{kind}", data)
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """A file as an address that holds it; `kind`: its media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _png(picture: Image) -> bytes:

@@ -6,12 +6,12 @@ the papers printed, without a second copy of how each of them is computed.
 
 from __future__ import annotations
 
-import base64
 import mimetypes
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.report.labels import slug
+from experiments.report.pictures import data_uri
 from experiments.report.sections import Section
 from relay.errors import BadRequest
 
@@ -35,8 +35,9 @@ def result_section(path: Path) -> Section:
         title, tokens = tokens[1].content, tokens[3:]
     for token in tokens:
         _fit(token, path.parent)
-    name = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")
-    return Section(f"result-{name}", title, body=_scrolling(reader.renderer.render(tokens, reader.options, {})))
+    return Section(
+        f"result-{slug(path.stem)}", title, body=_scrolling(reader.renderer.render(tokens, reader.options, {}))
+    )
 
 
 def _fit(token: Token, folder: Path) -> None:
@@ -51,10 +52,9 @@ def _fit(token: Token, folder: Path) -> None:
 
 def _inside(path: Path) -> str:
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        return data_uri(mimetypes.guess_type(path.name)[0] or "image/png", path.read_bytes())
     except OSError as error:
         raise BadRequest(f"{path} cannot be shown: {error}") from None
-    return f"data:{mimetypes.guess_type(path.name)[0] or 'image/png'};base64,{data}"
 
 
 def _scrolling(html: Any) -> str:

@@ -13,7 +13,7 @@ from experiments.routing.config import Comparison
 from experiments.routing.drawings import dp_against_cost, dp_against_share
 from relay.files import write_atomically
 
-SHOWN = {"dp": "dP against the share sent to the large member", "cost": "dP against mean cost, two ways and three"}
+SHOWN = {"dp": "routing: dP against the share sent to the large member", "cost": "routing: dP against mean cost"}
 
 
 def write_page(out: Path, families: list[dict[str, Any]], comparison: Comparison) -> None:

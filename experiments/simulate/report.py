@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.pictures import shown
 from experiments.simulate.cells import Cells
 from experiments.simulate.scheduling import PLAIN, Bench
 from experiments.simulate.summary import TOLERANCE, WINDOW, Interval, recovery, rows_of
@@ -37,7 +38,7 @@ def report(bench: Bench, cells: Cells, charts: list[Path]) -> tuple[str, dict[st
             f" the next {WINDOW} requests' is at most that of the 500 before the shift plus {TOLERANCE:.0%}. A policy that the"
             " shift did not hurt recovers at 0, even one that learns nothing.",
         ]
-    lines += ["", *(f"![{path.stem.replace('-', ': ')}]({path.name})" for path in charts)]
+    lines += ["", *map(shown, charts)]
     return "\n".join(lines) + "\n", data
 
 

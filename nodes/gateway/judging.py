@@ -154,16 +154,14 @@ class Judging:
             self.tally.counters["kept"] += 1  # on its device, which shares nothing
             return False
         self.tally.counters["sampled"] += 1
-        self._wait(picture)
+        self.waiting.append(picture)
+        self._keep_newest()
         return True
 
-    def _wait(self, picture: _Picture, first: bool = False) -> None:
-        """In the queue, which keeps the newest: its last one, or again its first."""
-        if len(self.waiting) >= self.config.queue:
-            self._unjudged(picture.job if first else self.waiting.popleft().job, "dropped")
-            if first:
-                return
-        (self.waiting.appendleft if first else self.waiting.append)(picture)
+    def _keep_newest(self) -> None:
+        """One more waits."""
+        while len(self.waiting) > self.config.queue:
+            self._unjudged(self.waiting.popleft().job, "dropped")
         self.wake.set()
 
     async def _ask_device(self, picture: _Picture, node: Node) -> None:
@@ -208,7 +206,8 @@ class Judging:
             judge.heard = min(judge.heard, time.monotonic() - SILENT_S)
             self._still_free(judge, served)
             if self.given.pop(picture.job, None) is not None:
-                self._wait(picture, first=True)
+                self.waiting.appendleft(picture)
+                self._keep_newest()
 
     def _still_free(self, judge: _Judge, served: tuple[bytes, int]) -> None:
         if judge.served == served:

@@ -211,7 +211,7 @@ class LoadControl:
             legs = job.program.legs[stretch.first : stretch.last + 1]
             ends = [station.ends_s(job.program.family, leg.member, leg.steps) for leg in legs]
             expected[stretch.node] = sum(ends) + station.encode_s + station.decode_s
-        predicted_s, _ = ends_s(self._works([job.program])[0], self.stations(without=job.id))
+        predicted_s, _ = ends_s(self._works([job.program])[0], self.stations())
         self._given[job.id] = _Given(job, time.monotonic(), expected, predicted_s)
 
     def _late(self) -> None:

@@ -56,16 +56,14 @@ class Overruns:
 
     def __init__(self) -> None:
         self._ratios: deque[float] = deque(maxlen=self.REACH)
+        self.factor = 1.0  # also where too few are known; read by every request, so worked out as requests end
 
     def observe(self, seconds: float, predicted_s: float) -> None:
         self._ratios.append(min(max(seconds / max(predicted_s, LEAST_S), 1.0), MOST))
+        if len(self._ratios) >= self.LEAST:
+            self.factor = float(np.quantile(self._ratios, self.SHARE))
 
     def rest(self) -> None:
         """A period in which nothing was open."""
         if self._ratios:
-            self._ratios.append(1.0)
-
-    @property
-    def factor(self) -> float:
-        """1 where predictions hold, or too few are known."""
-        return float(np.quantile(self._ratios, self.SHARE)) if len(self._ratios) >= self.LEAST else 1.0
+            self.observe(0.0, LEAST_S)

@@ -124,7 +124,7 @@ def test_every_picture_decodes_and_has_words(page):
     assert len(images) >= 5 * 5  # classes x (small, three s, large)
     for data, alt in images:
         assert Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").width > 8
-        assert " " in alt
+        assert ": " in alt
 
 
 def test_figures_for_papers_lie_beside_the_page(page, folder):

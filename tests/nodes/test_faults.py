@@ -29,7 +29,7 @@ def test_every_accepted_request_ends_once_and_in_time_with_its_picture_or_a_reas
     assert outcome.late == outcome.told_late == []
     assert outcome.unreadable == outcome.unexplained == []
     assert sum(outcome.stages.values()) == REQUESTS
-    assert outcome.stages["done"] > 0.5 * REQUESTS  # one in ten may be too late, and more where the machine is slow
+    assert outcome.stages["done"] > 0.8 * REQUESTS  # one in ten may be too late, nodes come back
 
 
 def test_pictures_of_disturbed_requests_are_the_undisturbed_ones_and_of_this_latent_space(outcome):
