@@ -102,7 +102,7 @@ class Proteus(_Counting):
         quality = known.mean[open_][None]
         plan = solve(Problem(pools(stations, 1), tuple(loads), quality, np.array([demand]), FAR_S))
         shares = np.zeros(len(known.works))
-        served = plan.served[0]
+        served = plan.served[0].clip(min=0.0)  # the solver leaves dust below zero
         shares[open_] = served / served.sum() if served.sum() > 1e-9 else 0.0
         if served.sum() <= 1e-9:  # nothing asked yet
             shares[open_[int(np.argmax(quality))]] = 1.0
