@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,9 +56,10 @@ def run_(
     import msgspec
 
     from experiments.grid import read_experiment
+    from experiments.run_folder import shard_of
 
     experiment = read_experiment(config)
-    part = _shard(shard)
+    part = shard_of(shard)
     if step_ms and not dry_run:
         raise BadRequest("--step-ms is what --dry-run reckons with: a run measures its own")
     if family:
@@ -245,13 +245,6 @@ def _label(row: dict[str, Any]) -> str:
     ours, theirs = row["program"].split("/"), row["program_b"].split("/")
     other = [part for part in theirs if part not in ours]
     return " ".join([row["program"], *(["->", *other] if other else [])])
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise BadRequest(f"--shard {text!r} is not I/N with 1 <= I <= N")
-    return int(found[1]), int(found[2])
 
 
 def main() -> None:

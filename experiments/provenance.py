@@ -77,7 +77,7 @@ def write_result(out: Path, title: str, text: str, families: dict[str, Any]) -> 
     write_atomically(out, f"# {title}\n\n{body}")
     data = json.dumps({"families": families, "provenance": facts}, indent=1)
     write_atomically(out.with_suffix(".json"), data + "\n")
-    Console().print(body, soft_wrap=True, highlight=False)
+    Console().print(body, soft_wrap=True, highlight=False, markup=False)
 
 
 def footer(facts: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +102,14 @@ def begin(folder: Path, facts: dict[str, Any]) -> None:
         raise BadRequest(f"{folder} is not empty and holds no run: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(facts, indent=1) + "\n")
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """`I/N` as a user says it: every N-th unit from the I-th."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise BadRequest(f"--shard {text!r} is not I/N with 1 <= I <= N")
+    return int(found[1]), int(found[2])
 
 
 def merge(out: Path, shards: list[Path]) -> Run:

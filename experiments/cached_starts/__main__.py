@@ -32,21 +32,24 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16; default: the family's.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...; default: the family's.")] = None,
     threads: int = 1,
+    shard: Annotated[str, typer.Option(help="I/N: every N-th unit from the I-th, into the same folder.")] = "1/1",
     out: Path = FOLDER,
 ) -> None:
     """Draw what is not drawn yet."""
     import torch
 
     from experiments.cached_starts.work import prepare, units, work
-    from experiments.run_folder import begin
+    from experiments.run_folder import begin, shard_of
     from nodes.session import quiet_libraries
     from scheduler.outcomes import unit_path, write_unit
 
+    part, parts = shard_of(shard)
     quiet_libraries()
     torch.set_num_threads(threads)
     prepared = prepare(family or ["mini-sd3", "mini-sdxl"], pairs, long, batch, dtype, device)
     begin(out, prepared.facts)
-    todo = [unit for unit in units(prepared, SPLITS) if not unit_path(out, "outcomes", unit.name).exists()]
+    mine = units(prepared, SPLITS)[part - 1 :: parts]
+    todo = [unit for unit in mine if not unit_path(out, "outcomes", unit.name).exists()]
     for number, unit in enumerate(todo):
         rows = work(prepared, unit)
         write_unit(out, "outcomes", unit.name, rows)

@@ -121,8 +121,8 @@ def table(
 
     case = _case(config)
     who, left_out = fitting(case, [n for n in names(case, only) if n not in (without or ())])
-    rows = collect(case, _folder(case, folder), who, seeds or case.config.seeds, requests or case.config.requests, _say)
-    text, data = report(case, rows, who, left_out)
+    rows, long = collect(case, _folder(case, folder), who, _say, seeds, requests)
+    text, data = report(case, rows, long, who, left_out)
     charts = draw(case, rows, who, out.parent, out.stem)
     text += "\n" + "\n".join(map(shown, charts)) + "\n"
     write_result(out, "Under load: ours and other systems", text, {case.config.family: data})

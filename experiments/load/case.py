@@ -34,6 +34,7 @@ from scheduler.load.similarity import read_rule
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 VALIDATION, TEST = "validation", "test"
+GOAL_LOAD, GOAL_DEADLINE = 1.3, 2.0  # what the goals are about; a config without them: the nearest it has
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,6 +60,13 @@ class Searched(_Strict, frozen=True, kw_only=True):
     seed: int = 0
 
 
+class Size(_Strict, frozen=True, kw_only=True):
+    """Of a cell."""
+
+    requests: Count
+    seeds: Count
+
+
 class LoadCase(_Strict, frozen=True, kw_only=True):
     fleets: Annotated[dict[str, WorldSpec], msgspec.Meta(min_length=1)]
     traces: Annotated[dict[str, dict[str, Any]], msgspec.Meta(min_length=1)]
@@ -74,8 +82,10 @@ class LoadCase(_Strict, frozen=True, kw_only=True):
     description: str = ""
     loads: tuple[Positive, ...] = (0.7, 1.0, 1.3, 1.6)
     deadlines: tuple[Positive, ...] = (1.5, 2.0, 4.0)
-    requests: Count = 10_000
+    requests: Count = 10_000  # of a cell at the load and deadline that the goals are about
     seeds: Count = 10
+    elsewhere: Size | None = None  # at other loads and deadlines; None: as many
+    long: dict[str, Count] = {}  # system -> requests of one run more at the goals' load and deadline
     tuned: str | None = None
 
 
@@ -94,6 +104,8 @@ class Case:
         for name, contestant in config.systems.items():
             if contestant.system not in systems():
                 raise BadRequest(f"systems.{name}: unknown system {contestant.system!r}: choose {', '.join(systems())}")
+        if unknown := set(config.long) - set(config.systems):
+            raise BadRequest(f"long: no system {', '.join(sorted(unknown))} is described")
         lacking = set(config.search.traces) - set(config.traces)
         if lacking:
             raise BadRequest(f"search.traces: no trace {', '.join(sorted(lacking))} is described")
@@ -101,6 +113,21 @@ class Case:
         self._works: dict[str, tuple[Work, ...]] = {}
         self._plans: dict[str, dict[str, Any]] = {}
         self._capacity: dict[str, tuple[float, float]] = {}
+
+    @property
+    def goal(self) -> tuple[float, float]:
+        """Load and deadline that the goals are about."""
+        config = self.config
+        return (
+            min(config.loads, key=lambda x: abs(x - GOAL_LOAD)),
+            min(config.deadlines, key=lambda x: abs(x - GOAL_DEADLINE)),
+        )
+
+    def size(self, cell: Cell) -> Size:
+        """How much of a cell is run."""
+        config = self.config
+        here = Size(requests=config.requests, seeds=config.seeds)
+        return here if (cell.load, cell.deadline) == self.goal else config.elsewhere or here
 
     def said_of(self, fleet: str) -> str:
         """A fleet's nodes, in words."""

@@ -31,6 +31,11 @@ def all_cells(case: Case) -> Iterator[Cell]:
         yield Cell(fleet=fleet, trace=trace, load=load, deadline=deadline)
 
 
+def goal_cells(case: Case) -> list[Cell]:
+    """One a fleet and trace: at the load and deadline that the goals are about."""
+    return [cell for cell in all_cells(case) if (cell.load, cell.deadline) == case.goal]
+
+
 def names(case: Case, only: Sequence[str] | None) -> list[str]:
     """Systems asked for; those that this case cannot hold are left out where nobody named them."""
     if unknown := [name for name in only or () if name not in case.config.systems]:

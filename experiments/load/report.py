@@ -6,37 +6,56 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from experiments.load.case import Case, Cell
-from experiments.load.cells import all_cells, level_names, run_cell
+from experiments.load.cells import all_cells, goal_cells, level_names, run_cell
+from experiments.load.goals import Rows, goals
 from experiments.load.systems import systems
 from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
 
-GOAL_LOAD, GOAL_DEADLINE = 1.3, 2.0  # issue: below 1 % violations at 95 % relative quality
 COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888")
-Rows = dict[tuple[str, Cell], list[dict[str, Any]]]
 
 
-def collect(case: Case, folder: Path, who: Sequence[str], seeds: int, requests: int, say: Any) -> Rows:
-    """Figures of every cell and system, a list over seeds; what is missing is run."""
+def collect(
+    case: Case, folder: Path, who: Sequence[str], say: Any, seeds: int | None = None, requests: int | None = None
+) -> tuple[Rows, Rows]:
+    """Figures of every cell and system, a list over seeds, and of the long runs; what is missing is run. `seeds`, `requests`:
+    at most so many."""
     found: Rows = {}
-    for seed in range(seeds):  # seed by seed, so that a table over few seeds stands early
-        for cell in all_cells(case):
+    cells = {cell: case.size(cell) for cell in all_cells(case)}
+    for seed in range(max(size.seeds for size in cells.values())):  # so that a table over few seeds stands early
+        for cell, size in cells.items():
+            if seed >= min(size.seeds, seeds or size.seeds):
+                continue
             for name in who:
-                found.setdefault((name, cell), []).append(run_cell(case, folder, name, cell, seed, requests))
+                each = run_cell(case, folder, name, cell, seed, min(size.requests, requests or size.requests))
+                found.setdefault((name, cell), []).append(each)
             say(f"seed {seed} {cell.fleet} {cell.trace} load {cell.load:g} deadline {cell.deadline:g}")
-    return found
+    long: Rows = {}
+    for name in [name for name in case.config.long if name in who]:
+        for cell in goal_cells(case):
+            count = case.config.long[name]
+            long[name, cell] = [run_cell(case, folder, name, cell, 0, min(count, requests or count))]
+            say(f"{count} requests {name} {cell.fleet} {cell.trace}")
+    return found, long
 
 
-def report(case: Case, rows: Rows, who: Sequence[str], left_out: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def report(
+    case: Case, rows: Rows, long: Rows, who: Sequence[str], left_out: dict[str, str]
+) -> tuple[str, dict[str, Any]]:
     """Text without its title, and the data behind it."""
-    config = case.config
-    seeds, requests = len(next(iter(rows.values()))), next(iter(rows.values()))[0]["requests"]
+    config, (load, deadline) = case.config, case.goal
+    at_goal = goal_cells(case)
+    elsewhere = [cell for cell in all_cells(case) if cell not in at_goal]
+    counts = _counted(rows[who[0], at_goal[0]]) + f" a cell at load {load:g} and deadline {deadline:g} x"
+    if elsewhere:
+        counts += f", {_counted(rows[who[0], elsewhere[0]])} at the others"
     lines = [config.description, ""] if config.description else []
     lines += [
-        f"Simulated with measured step times; {requests} requests x {seeds} seed(s) a cell, test prompts; quality is what the"
+        f"Simulated with measured step times; {counts}; test prompts; quality is what the"
         f" outcome store measured ({config.metric}), never predicted. A violation is a request that was late or refused."
         " Intervals: 95 %, bootstrap over seeds.",
         "",
@@ -72,21 +91,26 @@ def report(case: Case, rows: Rows, who: Sequence[str], left_out: dict[str, str])
             f" on {pairs} starts of validation pairs, played on those of test pairs).",
         ]
     lines += [f"\nLeft out: {name}: {why}." for name, why in left_out.items()]
-    goal_loads = (
-        min(config.loads, key=lambda x: abs(x - GOAL_LOAD)),
-        min(config.deadlines, key=lambda x: abs(x - GOAL_DEADLINE)),
-    )
+    told, compared = goals(case, rows, who, at_goal)
+    lines += ["", "## Goals", "", *told]
+    if long:
+        lines += ["", "Long runs at the same load and deadline:", "", *_long(long)]
     for fleet in config.fleets:
         for trace in config.traces:
             cells = [cell for cell in all_cells(case) if (cell.fleet, cell.trace) == (fleet, trace)]
-            lines += ["", f"## {fleet} fleet, {trace}", "", *_goal(case, rows, who, cells, goal_loads)]
+            lines += [
+                "",
+                f"## {fleet} fleet, {trace}",
+                "",
+                *_goal(rows, who, next(cell for cell in cells if cell in at_goal)),
+            ]
             lines += ["", "Violations, relative quality of what came in time:", "", *_grid(rows, who, cells)]
     data = {
         "capacity": capacities, "levels": level_names(case), "left_out": left_out, "tuned": case.tuned,
+        "goals": compared,
+        "long": [{"system": name, **msgspec.to_builtins(cell), **each[0]} for (name, cell), each in long.items()],
         "cells": [
-            {"system": name, "fleet": cell.fleet, "trace": cell.trace, "load": cell.load, "deadline": cell.deadline,
-             "seeds": each}
-            for (name, cell), each in rows.items()
+            {"system": name, **msgspec.to_builtins(cell), "seeds": each} for (name, cell), each in rows.items()
         ],
     }  # fmt: skip
     return "\n".join(lines) + "\n", data
@@ -101,8 +125,21 @@ def _nodes(spec: Any) -> str:
     return ", ".join(said)
 
 
-def _goal(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell], at: tuple[float, float]) -> list[str]:
-    (cell,) = [c for c in cells if (c.load, c.deadline) == at]
+def _counted(each: Sequence[dict[str, Any]]) -> str:
+    return f"{each[0]['requests']:,} requests x {len(each)} seed(s)"
+
+
+def _long(long: Rows) -> list[str]:
+    lines = ["| system | requests | fleet, trace | violations | relative quality | p50 | p99 |", "|" + " --- |" * 7]
+    for (name, cell), (each,) in long.items():
+        lines.append(
+            f"| {name} | {each['requests']:,} | {cell.fleet}, {cell.trace} | {each['violations']:.2%} |"
+            f" {each.get('quality', 0.0):.1%} | {each.get('p50_s', 0.0):.3f} | {each.get('p99_s', 0.0):.3f} |"
+        )
+    return lines
+
+
+def _goal(rows: Rows, who: Sequence[str], cell: Cell) -> list[str]:
     lines = [
         f"Load {cell.load:g}, deadline {cell.deadline:g} x:", "",
         "| system | violations | of them refused | relative quality | share of the gap kept | pictures/s in time |"
@@ -151,7 +188,7 @@ def draw(case: Case, rows: Rows, who: Sequence[str], folder: Path, stem: str) ->
     import matplotlib.pyplot as plt
 
     config, made = case.config, []
-    deadline = min(config.deadlines, key=lambda x: abs(x - GOAL_DEADLINE))
+    _, deadline = case.goal
     for fleet in config.fleets:
         figure, axes = plt.subplots(
             2, len(config.traces), figsize=(3.2 * len(config.traces), 5), squeeze=False, sharex=True

@@ -58,7 +58,8 @@ def config(tmp_path_factory):
     }
     said = {
         "name": "tiny", "family": "tiny", "store": [str(folder)], "levels": str(folder / "tiny.json"), "router": False,
-        "requests": 150, "seeds": 2, "loads": [0.7, 1.3], "deadlines": [2.0], "tuned": str(folder / "tuned.yaml"),
+        "requests": 150, "seeds": 2, "elsewhere": {"requests": 50, "seeds": 1}, "long": {"ours": 200},
+        "loads": [0.7, 1.3], "deadlines": [2.0], "tuned": str(folder / "tuned.yaml"),
         "fleets": {
             "three": {
                 "nodes": {
@@ -320,7 +321,7 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "proteus": 2}
     assert tuned["ours"]["worth"] == max(each["worth"] for each in tuned["ours"]["tried"])
     asked = ["table", str(config), *few, "--folder", str(folder), "--out", str(out), "--requests", "80"]
-    app([*asked, "--seeds", "1"], standalone_mode=False)
+    app(asked, standalone_mode=False)
     text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())["families"]["tiny"]
     assert "Left out: nirvana: NIRVANA-like needs levels that start from cached latents" in text
     assert "## three fleet, flash" in text
@@ -330,14 +331,29 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     case = read_case(config)
     cell = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
     said = {"system": "ours"} | msgspec.to_builtins(cell)
-    (stored,) = next(each for each in data["cells"] if {key: each[key] for key in said} == said)["seeds"]
+    stored, other = next(each for each in data["cells"] if {key: each[key] for key in said} == said)["seeds"]
+    assert stored != other
+    elsewhere = [each for each in data["cells"] if each["load"] == 0.7]
+    assert {(len(each["seeds"]), each["seeds"][0]["requests"]) for each in elsewhere} == {(1, 50)}
+    assert {(each["system"], each["trace"], each["requests"]) for each in data["long"]} == {
+        ("ours", "poisson", 80), ("ours", "flash", 80)
+    }  # fmt: skip
+    mine, theirs = (
+        next(e for e in data["cells"] if {k: e[k] for k in ("system", "trace", "load")} == {
+            "system": name, "trace": "poisson", "load": 1.3})["seeds"]
+        for name in ("ours", "proteus")
+    )  # fmt: skip
+    goal = next(each for each in data["goals"] if each["trace"] == "poisson")
+    assert goal["violations"] == pytest.approx(np.mean([each["violations"] for each in mine]))
+    kept = np.mean([each["quality"] for each in theirs]) >= 0.95
+    assert goal["best"] == ("proteus" if kept else None)
     fresh = run_cell(case, tmp_path / "fresh", "ours", cell, 0, 80)
     assert fresh == stored
     assert fresh["violations"] == pytest.approx(fresh["late"] + fresh["refused"])
     assert sum(fresh["levels"]) == pytest.approx(1.0, abs=1e-3)
     assert worth(fresh) == pytest.approx((1 - fresh["violations"]) * fresh["quality"] - fresh["violations"])
     count = len(list(folder.rglob("*.json")))
-    app([*asked, "--seeds", "1"], standalone_mode=False)
+    app(asked, standalone_mode=False)
     assert len(list(folder.rglob("*.json"))) == count
 
 
@@ -350,11 +366,12 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
         ({"traces": {"poisson": {"arrivals": "poison"}}}, "unknown arrivals 'poison'"),
         ({"store": ["nowhere"]}, "nowhere"),
         ({"fleets": {}}, "fleets"),
+        ({"long": {"best": 10}}, "long: no system best"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(config, tmp_path, change, said):
     path = tmp_path / "load.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | change))
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"long": {}} | change))
 
     def read():
         bad = read_case(path)

@@ -1,0 +1,79 @@
+"""The goals of the comparison as one table: violations and throughput of ours beside the best of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.load.case import Case, Cell
+from experiments.load.systems import Agnostic, Ours, systems
+
+KEPT = 0.95  # relative quality that counts as good
+ALIKE = 0.01  # of relative quality: equal
+VIOLATIONS, THEIRS, TENTH, MORE = 0.01, 0.05, 0.1, 1.4
+Rows = dict[tuple[str, Cell], list[dict[str, Any]]]
+
+
+def goals(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Lines of Markdown, and their figures. `cells`: one a fleet and trace, at the goal's load and deadline."""
+    kinds = {name: systems()[case.config.systems[name].system] for name in who}
+    ours = [name for name in who if kinds[name] is Ours]
+    rivals = {
+        "other systems": [name for name in who if kinds[name] not in (Ours, Agnostic)],
+        "ours, prompt-agnostic": [name for name in who if kinds[name] is Agnostic],
+    }
+    found = [
+        _beside(rows, cell, name, against, [n for n in names if (n, cell) in rows])
+        for name in ours
+        for against, names in rivals.items()
+        if names
+        for cell in cells
+    ]
+    lines = [
+        f"Goals: violations below {VIOLATIONS:.0%} at {KEPT:.0%} of full-cloud's quality or more, where the best of the others"
+        f" has at least {THEIRS:.0%}; a tenth of its violations; {MORE - 1:.0%} more pictures in time than any of equal quality"
+        f" (at least ours less {ALIKE:.0%}). The best of the others is that of least violations among those that keep"
+        f" {KEPT:.0%}. Bold: the goal is kept.",
+        "",
+        "| system | beside | fleet, trace | violations | quality | best of the others | its violations | ratio | more pictures in"
+        " time than those of equal quality |",
+        "|" + " --- |" * 9,
+    ]  # fmt: skip
+    return lines + [_line(each) for each in found], found
+
+
+def _beside(rows: Rows, cell: Cell, name: str, against: str, others: Sequence[str]) -> dict[str, Any]:
+    mine = _means(rows[name, cell])
+    theirs = {each: _means(rows[each, cell]) for each in others}
+    good = {each: means for each, means in theirs.items() if means["quality"] >= KEPT}
+    best = min(good, key=lambda each: good[each]["violations"], default=None)
+    alike = [means["per_s"] for means in theirs.values() if means["quality"] >= mine["quality"] - ALIKE]
+    return {
+        "system": name, "beside": against, "fleet": cell.fleet, "trace": cell.trace, **mine, "best": best,
+        "their_violations": good[best]["violations"] if best else None,
+        "more": mine["per_s"] / max(alike) if alike and max(alike) > 0 else None,
+    }  # fmt: skip
+
+
+def _means(each: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {key: float(np.mean([found.get(key, 0.0) for found in each])) for key in ("violations", "quality", "per_s")}
+
+
+def _line(each: dict[str, Any]) -> str:
+    own, theirs = each["violations"], each["their_violations"]
+    kept = own < VIOLATIONS and each["quality"] >= KEPT
+    said = [each["system"], each["beside"], f"{each['fleet']}, {each['trace']}", _bold(f"{own:.2%}", own < VIOLATIONS)]
+    said.append(_bold(f"{each['quality']:.1%}", each["quality"] >= KEPT))
+    if theirs is None:
+        said += [f"none keeps {KEPT:.0%}", "", ""]
+    else:
+        said += [each["best"], _bold(f"{theirs:.2%}", kept and theirs >= THEIRS)]
+        said.append(_bold(f"{own / theirs:.2f}", own <= TENTH * theirs) if theirs else "both none" if not own else "")
+    said.append("" if each["more"] is None else _bold(f"{each['more'] - 1:+.0%}", each["more"] >= MORE))
+    return f"| {' | '.join(said)} |"
+
+
+def _bold(text: str, yes: bool) -> str:
+    return f"**{text}**" if yes else text
