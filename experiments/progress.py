@@ -15,13 +15,19 @@ from scheduler.outcomes import SCORE
 SHOWN = 12  # programs in the summary; more would scroll the bar away
 
 
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar with time left on stderr; nothing where that is no terminal."""
+    console = console or Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 class RunProgress:
     """A bar over prompts with time left and a table of mean scores; plain lines where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=self.console)
+        self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("prompts", total=None)
         self.scores: dict[str, list[float]] = defaultdict(list)
         self.sizes: dict[str, int] = {}

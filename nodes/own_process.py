@@ -31,10 +31,15 @@ def lower_priority(nice: int) -> None:
     os.nice(max(0, nice - os.nice(0)))
 
 
+def has_accelerator() -> bool:
+    """Whether a driver's device is there; asked before torch is imported."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
 def spare_memory() -> None:
     """Before torch is imported, on a machine without an accelerator: diffusers pulls in triton, which only writes kernels
     for one, and with it 70 MB of resident memory. Torch and diffusers both do without where it is not installed."""
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    if not has_accelerator():
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
 
 

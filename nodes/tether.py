@@ -28,7 +28,8 @@ def tethered(argv: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 
-def _become(parent: int, argv: list[str]) -> None:
+def die_with(parent: int) -> None:
+    """From now on this process is killed when its parent, which has this process id, dies."""
     if sys.platform == "linux":
         import ctypes
 
@@ -36,6 +37,10 @@ def _become(parent: int, argv: list[str]) -> None:
             sys.exit(f"error: prctl: {os.strerror(ctypes.get_errno())}")
         if os.getppid() != parent:  # it died before we asked
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _become(parent: int, argv: list[str]) -> None:
+    die_with(parent)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:

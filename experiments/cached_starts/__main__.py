@@ -24,11 +24,11 @@ def run(
     family: Families = None,
     pairs: Annotated[
         int, typer.Option(min=1, help="Of each split, of T = 28: the large member alone and relays.")
-    ] = 96,
+    ] = 144,
     long: Annotated[
         int, typer.Option(min=0, help="The first so many of them also with T = 50, the large member.")
-    ] = 32,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs a unit of work.")] = 32,
+    ] = 24,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs a unit of work.")] = 24,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16, bf16; default: the family's.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, ...; default: the family's.")] = None,
     threads: int = 1,

@@ -86,7 +86,9 @@ def compared(
     if not in_gateway(case, name):
         system = case.system(name, fleet, demand.deadline_s, seed, case.tuned.get(name, {}))
     lasts = float(demand.arrival_s[-1]) + 900.0
-    real: Run = running.ask(lambda asker: drive(asker, case, demand, system=system, fleet=fleet), timeout_s=lasts)
+    real: Run = running.ask(
+        lambda asker: drive(asker, case, demand, system=system, fleet=fleet, said=f"{trace}, {name}"), timeout_s=lasts
+    )
     moved = Demand(np.maximum.accumulate(real.asked_s - real.asked_s.min()), demand.prompt, demand.deadline_s)
     quality = case.measured("test").quality
     done = real.stage == DONE

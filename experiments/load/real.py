@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from experiments.load.case import Case, Cell
 from experiments.load.service import CONTROL_S, DONE, LATE, REFUSED, Asked, Demand, stations_of
 from experiments.load.systems import Plain
+from experiments.progress import progress_bar
 from experiments.simulate.registered import registered_costs
 from nodes.asker import RefusedByGateway
 from relay.errors import RelayError
@@ -102,10 +103,11 @@ def asked_for(case: Case, cell: Cell, seed: int, seconds: float) -> Demand:
 
 async def drive(
     asker: Asker, case: Case, demand: Demand, *, system: Plain | None = None, fleet: str = "", deadline: bool = True,
-    at: Sequence[tuple[float, Callable[[], None]]] = (),
+    at: Sequence[tuple[float, Callable[[], None]]] = (), said: str = "requests",
 ) -> Run:  # fmt: skip
     """Every request at its moment; returns when all have ended. `system`: what names each one's level here; None: the
-    gateway decides. `deadline`: whether requests say theirs. `at`: what else happens, by the second."""
+    gateway decides. `deadline`: whether requests say theirs. `at`: what else happens, by the second. `said`: before the
+    bar."""
     count, prompts = len(demand.arrival_s), case.measured("test").prompts
     index = {str(work.program): i for i, work in reversed(list(enumerate(case.works))) if not work.skipped}
     run = Run(
@@ -113,6 +115,8 @@ async def drive(
         nodes=[()] * count,
     )  # fmt: skip
     stations = stations_of(case.world(fleet)) if system is not None else []
+    bar = progress_bar()
+    task = bar.add_task(said, total=count)
     began = time.monotonic() + 0.5
 
     async def until(moment: float) -> None:
@@ -135,6 +139,7 @@ async def drive(
         except RefusedByGateway as error:
             told = {"stage": "refused" if error.status in (429, 503) else "failed", "error": str(error)}
         run.ended_s[i] = time.monotonic() - began
+        bar.advance(task)
         _note(run, i, told, run.ended_s[i] - asked, demand.deadline_s if deadline else None, index)
 
     async def act(moment: float, what: Callable[[], None]) -> None:
@@ -148,9 +153,11 @@ async def drive(
             system.control(stations)
 
     controlled = asyncio.ensure_future(control()) if system is not None else None
+    bar.start()
     try:
         await asyncio.gather(*(one(i) for i in range(count)), *(act(*each) for each in at))
     finally:
+        bar.stop()
         if controlled is not None:
             controlled.cancel()
     if not (run.stage >= 0).all():

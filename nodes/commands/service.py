@@ -82,18 +82,18 @@ def children_of(deployment: Deployment, path: Path) -> list[Child]:
 
     relay = [sys.executable, "-m", "nodes.cli"]
     config = ["--config", str(path)]
-    children = [Child("gateway", [*relay, "gateway", *config], _threads(1))]
+    children = [Child("gateway", [*relay, "gateway", *config], _threads(1), forked=True)]
     for name, node in deployment.nodes.items():
         argv = [*relay, node.role, *config, "--name", name]
         if node.link is not None:
             link, routes = _link(deployment, path, name)
             children.append(Child(f"{name}.link", [*relay, *link]))
             argv += [part for here, there in routes.items() for part in ("--route", f"{here}={there}")]
-        children.append(Child(name, argv, _threads(node.threads)))
+        children.append(Child(name, argv, _threads(node.threads), forked=True))
     if (judging := deployment.judging) is not None and (
         deployment.judge is not None or _judge_has_key(deployment, path)
     ):
-        children.append(Child("judge", [*relay, "judge", *config], _threads(judging.threads)))
+        children.append(Child("judge", [*relay, "judge", *config], _threads(judging.threads), forked=True))
     return children
 
 
