@@ -99,11 +99,12 @@ def fleet(
     ready_s: float = 120.0,
     environment: Mapping[str, Mapping[str, str]] | None = None,
     judge: dict[str, Any] | None = None,
+    cache: str | None = None,
 ) -> Iterator[Fleet]:
     """Processes of a deployment on free loopback ports, all of its nodes ready; stopped at the end.
 
-    `nodes`, `gateway` and `judge` as in a deployment's YAML; addresses and store are filled in, everything lies in `folder`,
-    and where no policy is named one decides that neither draws nor learns.
+    `nodes`, `gateway`, `judge`, `cache`: as in a deployment's YAML; addresses and store are filled in, everything lies in
+    `folder`, and where no policy is named one decides that neither draws nor learns.
     `environment`: process -> variables on top of this process's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def fleet(
     own = {"http": None, "store": str(folder / "store"), "heartbeat_s": 0.3, "policy": POLICY} | ports | gateway
     path = folder / "deployment.yaml"
     deployment = {"name": folder.name, "gateway": own, "nodes": filled} | ({"keys": keys} if keys else {})
-    deployment |= {"judge": judge} if judge is not None else {}
+    deployment |= {key: said for key, said in (("judge", judge), ("cache", cache)) if said is not None}
     path.write_text(yaml.safe_dump(deployment))
     with (folder / "log.txt").open("w") as file:
         own_env = environment or {}

@@ -3,7 +3,10 @@
 For each K the target is what the paper's level keeps of full quality (Argus, arXiv 2511.06724). What a start costs is
 estimated from pairs of pictures (cached start and noise, same prompt), as a function of similarity that does not fall:
 isotonic least squares. The threshold is the least similarity from which on that estimate, and the mean of all pairs at
-or above it, keep the target; none where too few pairs would be left to say so.
+or above it, keep the target; none where too few pairs would be left to say so. Quality alone is not enough: prompts that
+differ in one colour are very much alike, and the picture that shows the other's colour loses little of its score. So of
+the pairs at or above a threshold at most one in twenty may be *taken over*, that is show the source better than their own
+prompt where the picture from noise does not.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAPER = {0.0: 1.0, 0.1: 0.97, 0.2: 0.958, 0.3: 0.944, 0.4: 0.932, 0.5: 0.915}  # share of T skipped -> relative quality
-LEAST_PAIRS = 8  # at or above a threshold
+LEAST_PAIRS = 20  # at or above a threshold: with fewer, nothing can be said of one in twenty
+MOST_TAKEN = 0.05  # of them
 
 
 def paired(rows: pl.DataFrame, score: str = "score_attributes") -> pl.DataFrame:
@@ -62,14 +66,27 @@ def isotonic(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.repeat([mean for mean, _ in blocks], [int(count) for _, count in blocks])
 
 
-def threshold(similarity: NDArray[np.float64], loss: NDArray[np.float64], full: float, target: float) -> float | None:
-    """The least similarity that keeps `target` of `full`; None where none does. `loss`: cached minus noise, pairwise."""
+def taken_over(rows: pl.DataFrame) -> NDArray[np.bool_]:
+    """Which of these paired pictures show the source better than their own prompt, where the one from noise does not."""
+    own, source, base, chance = (
+        rows[c].to_numpy() for c in ("score_attributes", "score_source_attributes", "base", "base_source")
+    )
+    return np.asarray((source > own) & (chance <= base))
+
+
+def threshold(
+    similarity: NDArray[np.float64], loss: NDArray[np.float64], full: float, target: float, taken: NDArray[np.bool_]
+) -> float | None:
+    """The least similarity that keeps `target` of `full` and is seldom taken over; None where none does. `loss`: cached
+    minus noise, pairwise; `taken`: `taken_over`."""
     order = np.argsort(similarity, kind="stable")
     alike, change = similarity[order], loss[order]
+    count = np.arange(len(change), 0, -1)
     kept = 1 + isotonic(change) / full
-    above = 1 + change[::-1].cumsum()[::-1] / np.arange(len(change), 0, -1) / full
+    above = 1 + change[::-1].cumsum()[::-1] / count / full
+    over = taken[order][::-1].cumsum()[::-1] / count
     for i in range(len(alike) - LEAST_PAIRS + 1):
-        if kept[i] >= target and above[i:].size >= LEAST_PAIRS and above[i] >= target:
+        if kept[i] >= target and above[i] >= target and over[i] <= MOST_TAKEN:
             return float(alike[i])
     return None
 
@@ -88,7 +105,8 @@ def rule_of(rows: pl.DataFrame, steps: int) -> list[tuple[float, float]]:
         if not share or of.is_empty():
             continue
         loss = (of["score_attributes"] - of["base"]).to_numpy()
-        own = threshold(of["start_similarity"].to_numpy(), loss, float(of["base"].to_numpy().mean()), target)
+        full = float(of["base"].to_numpy().mean())
+        own = threshold(of["start_similarity"].to_numpy(), loss, full, target, taken_over(of))
         if own is None:
             break  # what this K asks for no larger one can do with
         least = max(least, float(np.ceil(own * 1000) / 1000))

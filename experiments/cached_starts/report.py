@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.cached_starts.calibrate import PAPER, paired, rule_of, shares_of
+from experiments.cached_starts.calibrate import LEAST_PAIRS, MOST_TAKEN, PAPER, paired, rule_of, shares_of, taken_over
 from experiments.cached_starts.draw import SHARES
 from experiments.cached_starts.pairs import BINS
 from experiments.cached_starts.work import STEPS
@@ -56,7 +56,7 @@ def _unfinished(run: Run, data: Mapping[str, Cell]) -> bool:
     return any(min(each["pairs"], each["validation_pairs"]) < asked for each in counts)
 
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 A picture starts at step K from the latent that another prompt's walk had there. Quality is the share of attributes that
 the scene judge finds right, relative to the same program, prompts and seeds from noise; intervals are 95 % bootstrap over
 pairs. Similarity: cosine of the pooled prompt embeddings. Pairs were chosen to cover the whole range of similarity evenly, so
@@ -64,8 +64,8 @@ the row "all pairs" is no workload's mean. Thresholds come from validation pairs
 
 `source's objects`: score of the picture against the *source's* scene, less the same for the picture from noise: what of the
 other prompt is drawn beyond what both share by chance. `taken over`: share of pictures that show the source better than
-their own prompt, where a picture from noise does not. `never`: no similarity keeps the paper's quality with at least 8
-validation pairs at or above it.
+their own prompt, where a picture from noise does not; of the pairs at or above a threshold at most {MOST_TAKEN:.0%} were, on
+validation. `never`: no similarity keeps that and the paper's quality with at least {LEAST_PAIRS} validation pairs at or above it.
 """
 
 
@@ -131,11 +131,10 @@ def _cell(rows: pl.DataFrame) -> Cell:
     source, chance = rows["score_source_attributes"].to_numpy(), rows["base_source"].to_numpy()
     draws = np.random.default_rng(0).integers(len(own), size=(2000, len(own)))
     low, high = np.quantile(own[draws].mean(1) / np.maximum(base[draws].mean(1), 1e-9), [0.025, 0.975])
-    over = (source > own) & ~(chance > base)
     return {
         "pairs": len(own), "quality": float(own.mean() / max(base.mean(), 1e-9)), "low": float(low), "high": float(high),
         "score": float(own.mean()), "base": float(base.mean()), "strict": float(rows["score_strict"].to_numpy().mean()),
-        "leak": list(interval((source - chance).tolist())), "taken_over": float(over.mean()),
+        "leak": list(interval((source - chance).tolist())), "taken_over": float(taken_over(rows).mean()),
     }  # fmt: skip
 
 

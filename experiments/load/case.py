@@ -135,14 +135,9 @@ class Case:
 
     @cached_property
     def from_noise(self) -> Levels:
-        """The levels that are in the file, those that begin from noise alone."""
+        """The levels that are in the file, those that begin from noise alone; `starts` says where the others are from."""
         where = Path(self.config.levels) if self.config.levels else shipped(self.config.family)
-        found = read_levels(where, self.config.family)
-        if any(level.skipped for level in found.levels):
-            raise BadRequest(
-                f"{where} holds levels that begin from cached latents: here `starts` says where they are from"
-            )
-        return found
+        return read_levels(where, self.config.family).from_noise
 
     @cached_property
     def levels(self) -> Levels:

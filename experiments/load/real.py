@@ -70,7 +70,7 @@ def deployed(case: Case, fleet: str, folder: Path, load: Mapping[str, Any] | Non
     if load is not None:
         own = {"levels": str(Path(config.levels).resolve())} if config.levels else {}
         gateway["load"] = {"tolerance": 0.0, **own, **load}
-    with start(folder, nodes, gateway) as running:
+    with start(folder, nodes, gateway, cache="off") as running:  # as the systems that it is compared with
         yield running
 
 

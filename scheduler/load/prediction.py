@@ -74,6 +74,21 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sample: list[list[float]]
     provenance: dict[str, Any]
 
+    @property
+    def from_noise(self) -> Levels:
+        """Without those that begin from cached latents, which come last."""
+        count = sum(not level.skipped for level in self.levels)
+
+        def of(linear: Linear) -> Linear:
+            return msgspec.structs.replace(
+                linear, coefficients=linear.coefficients[:count], intercept=linear.intercept[:count]
+            )
+
+        return msgspec.structs.replace(
+            self, levels=self.levels[:count], prompt_only=of(self.prompt_only),
+            with_router=self.with_router and of(self.with_router), sample=[row[:count] for row in self.sample],
+        )  # fmt: skip
+
     def predict(self, prompts: Sequence[str], said: Prediction | None = None) -> NDArray[np.float64]:
         """Predicted quality (N, levels). `said`: what a router said of these prompts."""
         words = prompt_inputs(prompts)

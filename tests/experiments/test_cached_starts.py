@@ -83,9 +83,12 @@ def test_the_closest_list_that_does_not_fall():
 def test_a_threshold_is_the_least_similarity_that_keeps_the_target():
     alike = np.linspace(0, 1, 101)
     loss = np.where(alike < 0.7, -0.5, 0.0)
-    assert threshold(alike, loss, 0.8, 0.95) == pytest.approx(0.7)
-    assert threshold(alike, np.full(101, -0.5), 0.8, 0.95) is None
-    assert threshold(alike, np.where(alike < 0.95, -0.5, 0.0), 0.8, 0.99) is None  # too few are left to say so
+    none = np.zeros(101, bool)
+    assert threshold(alike, loss, 0.8, 0.95, none) == pytest.approx(0.7)
+    assert threshold(alike, np.full(101, -0.5), 0.8, 0.95, none) is None
+    assert threshold(alike, np.where(alike < 0.95, -0.5, 0.0), 0.8, 0.99, none) is None  # too few are left to say so
+    assert threshold(alike, loss, 0.8, 0.95, alike < 0.8) == pytest.approx(0.79)  # one in twenty is borne
+    assert threshold(alike, loss, 0.8, 0.95, np.arange(101) % 4 == 0) is None
 
 
 FULL = "mini-sd3/large:28:0-28/match=direct/codec=fp16/guidance=3/conditioning=encode"
