@@ -14,6 +14,7 @@ its children with it (`nodes.tether`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gc
 import importlib
@@ -35,6 +36,7 @@ from nodes.own_process import has_accelerator, spare_memory
 from nodes.tether import die_with
 
 LARGEST = 1 << 17  # bytes of a message: an environment and some words
+START_S = 120.0  # until a child has started, the imports before the first one included
 GONE = -signal.SIGKILL  # how a child ended whose forker has: the kernel killed it
 
 
@@ -80,7 +82,7 @@ def fork(argv: Sequence[str], environment: Mapping[str, str]) -> Forked:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 return _forker().start(argv, environment)
             _forker.cache_clear()
-    raise ProcessLookupError(3, "the process that starts others was killed twice")
+    raise ProcessLookupError(errno.ESRCH, "the process that starts others was killed twice")
 
 
 _lock = threading.Lock()
@@ -111,7 +113,8 @@ class _Forker:
             socket.send_fds(self._socket, [json.dumps(said).encode()], [writes])
         finally:
             os.close(writes)
-        child.started.wait()
+        if not child.started.wait(START_S):
+            raise TimeoutError(errno.ETIMEDOUT, f"the process that starts others did not within {START_S:g} s")
         if not child.pid:
             raise BrokenPipeError
         return child

@@ -44,6 +44,30 @@ def goals(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> 
     return lines + [_line(each) for each in found], found
 
 
+def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    """What predictions and cached starts bring: means over the goal's traces; nothing where one form of ours is there alone."""
+    config = case.config
+    forms = [name for name in who if systems()[config.systems[name].system] in (Ours, Agnostic)]
+    if len(forms) < 2:
+        return []
+    fleets = list(config.fleets)
+    lines = [
+        "| system | predicted quality of a prompt | cached starts |"
+        + "".join(f" {fleet}: violations | quality |" for fleet in fleets),
+        "|" + " --- |" * (3 + 2 * len(fleets)),
+    ]  # fmt: skip
+    for name in forms:
+        contestant = config.systems[name]
+        predicts = systems()[contestant.system] is Ours
+        starts = bool((contestant.settings | case.tuned.get(name, {})).get("starts"))
+        said = [name, "yes" if predicts else "", "yes" if starts else ""]
+        for fleet in fleets:
+            means = [_means(rows[name, cell]) for cell in cells if cell.fleet == fleet]
+            said += [f"{np.mean([each[key] for each in means]):.2%}" for key in ("violations", "quality")]
+        lines.append(f"| {' | '.join(said)} |")
+    return lines
+
+
 def _beside(rows: Rows, cell: Cell, name: str, against: str, others: Sequence[str]) -> dict[str, Any]:
     mine = _means(rows[name, cell])
     theirs = {each: _means(rows[each, cell]) for each in others}

@@ -153,7 +153,7 @@ def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config
     assert found.provenance["starts"][0]["pairs"] == 35
     assert "full-cloud from 2" in (tmp_path / "levels.md").read_text()
     write_unit(tmp_path / "none", "outcomes", "all", [row for row in start_rows() if row["prompt_index"] < 3])
-    with pytest.raises(BadRequest, match="no cached start of tiny's levels has 8 validation pairs"):
+    with pytest.raises(BadRequest, match="no cached start of tiny's levels has 20 validation pairs"):
         app([*asked, "--starts", str(tmp_path / "none")], standalone_mode=False)
 
 
@@ -161,7 +161,7 @@ def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config
 def cached(config, tmp_path_factory):
     """The case with levels that begin from cached latents; similarity is the mini family's."""
     folder = tmp_path_factory.mktemp("cached")
-    write_unit(folder / "starts", "outcomes", "all", start_rows(80))
+    write_unit(folder / "starts", "outcomes", "all", start_rows(160))
     said = yaml.safe_load(config.read_text()) | {"starts": {"store": [str(folder / "starts")], "embeds": "mini-sd3"}}
     said["systems"] |= {"with starts": {"system": "ours", "settings": {"starts": True}}}
     path = folder / "load.yaml"
@@ -315,10 +315,10 @@ def test_a_cascade_draws_again_what_the_judge_finds_worst(case):
 
 def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     folder, out = tmp_path / "runs", tmp_path / "load.md"
-    few = ["--only", "ours", "--only", "proteus", "--only", "nirvana"]
+    few = [word for name in ("ours", "agnostic", "proteus", "nirvana") for word in ("--only", name)]
     app(["tune", str(config), *few, "--folder", str(folder)], standalone_mode=False)
     tuned = yaml.safe_load((config.parent / "tuned.yaml").read_text())["systems"]
-    assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "proteus": 2}
+    assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "agnostic": 2, "proteus": 2}
     assert tuned["ours"]["worth"] == max(each["worth"] for each in tuned["ours"]["tried"])
     asked = ["table", str(config), *few, "--folder", str(folder), "--out", str(out), "--requests", "80"]
     app(asked, standalone_mode=False)
@@ -326,7 +326,9 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     assert "Left out: nirvana: NIRVANA-like needs levels that start from cached latents" in text
     assert "## three fleet, flash" in text
     assert "Load 1.3, deadline 2 x" in text
-    assert len(data["cells"]) == 2 * 2 * 2  # systems, traces, loads
+    assert "| ours | yes |  |" in text
+    assert "| agnostic |  |  |" in text
+    assert len(data["cells"]) == 3 * 2 * 2  # systems, traces, loads
     assert (tmp_path / "load-three.png").stat().st_size > 1000
     case = read_case(config)
     cell = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
