@@ -14,11 +14,11 @@ from scheduler.decision_log import read_log
 
 PROMPTS = ("a large red heart at the top left", "two small blue circles and a green star")
 OFFER = [
-    {"family": "mini-sd3", "steps": 4, "mode": "full-cloud"},
-    {"family": "mini-sd3", "steps": 4, "handoff": 2},
-    {"family": "mini-sd3", "steps": 4, "mode": "edge-only"},
+    {"family": "mini-sd3", "steps": 6, "mode": "full-cloud"},
+    {"family": "mini-sd3", "steps": 6, "handoff": 3},
+    {"family": "mini-sd3", "steps": 6, "mode": "edge-only"},
 ]
-SLO_S, PER_S, SECONDS, SKIPPED = 8.0, 8, 5.0, 2
+SLO_S, PER_S, SECONDS, SKIPPED = 8.0, 8, 5.0, 1
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,6 @@ def test_a_level_that_skips_steps_is_assigned_and_its_start_told(running, ended,
     for report in begun:
         assert report["program"] == full
         assert report["start"]["skipped"] <= SKIPPED == report["decision"]["load"]["skips"][full]
-        assert report["steps"]["large"] == 4 - report["start"]["skipped"]
+        assert report["steps"]["large"] == 6 - report["start"]["skipped"]
     told = running.status()["load"]
     assert 0 < told["starts"][f"{full} from step {SKIPPED}"] <= 1

@@ -111,9 +111,15 @@ def test_what_was_not_measured_is_said_in_one_line(store, tmp_path, folders, fam
 def test_shipped_levels_are_measured_safest_first_and_predict_within_bounds(family):
     from scheduler.load.prediction import read_levels, shipped
 
-    levels = read_levels(shipped(family), family)
+    shipped_ones = read_levels(shipped(family), family)
+    levels = shipped_ones.from_noise
     quality = [level.quality for level in levels.levels]
     assert quality == sorted(quality, reverse=True)
+    own = {level.program: level.quality for level in levels.levels}
+    cached = shipped_ones.levels[len(levels.levels) :]
+    assert cached, "some begin from cached latents"
+    assert all(level.skipped and 0.9 * own[level.program] < level.quality <= own[level.program] for level in cached)
+    assert shipped_ones.predict(["a red heart"])[0, : len(own)] == pytest.approx(levels.predict(["a red heart"])[0])
     assert levels.levels[0].work.program.mode == "full-cloud"
     assert {level.work.program.mode for level in levels.levels} == {"full-cloud", "relay", "edge-only"}
     said = levels.predict(["a red heart, a blue ring, a green star and a small yellow square", 'the word "CAT" in red'])
