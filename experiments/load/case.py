@@ -27,7 +27,7 @@ from experiments.workloads import load_arrivals
 from experiments.workloads.prompts import generator
 from relay.errors import BadRequest
 from relay.files import read_yaml
-from scheduler.load.expected import Station, Work
+from scheduler.load.expected import Station, Work, ends_s
 from scheduler.load.prediction import Levels, read_levels, shipped
 from scheduler.load.similarity import read_rule
 
@@ -238,13 +238,25 @@ class Case:
             full = [i for i, work in enumerate(self.works) if work.program.mode == "full-cloud" and not work.skipped]
             if not full:
                 raise BadRequest(f"no level of {self.config.family} is full-cloud: load has no measure")
-            count = 64 * len(stations_of(self.world(fleet)))
+            stations = stations_of(self.world(fleet))
+            alone_s = [ends_s(work, stations)[0] for work in self.works_of(fleet)]
+            if not np.isfinite(alone_s[full[0]]):
+                raise BadRequest(
+                    f"fleet {fleet} has no full-cloud capacity: none of its nodes holds {self.config.family}'s large"
+                )
+            count = 64 * len(stations)
             flood = self._fixed(fleet, full[0], np.zeros(count))
             done = np.sort(flood.seconds)
             middle = slice(count // 4, 3 * count // 4)  # while all nodes are full
             per_s = (count // 2) / (done[middle][-1] - done[middle][0])
             alone = self._fixed(fleet, full[0], 1000.0 * np.arange(3))
-            self._capacity[fleet] = float(per_s), float(alone.seconds.max())
+            latency_s = float(alone.seconds.max())
+            if (least := min(self.config.deadlines) * latency_s) < min(alone_s):
+                raise BadRequest(
+                    f"deadlines: {min(self.config.deadlines):g} x full-cloud's latency is {least:.3g} s, and no level of fleet"
+                    f" {fleet} ends within {min(alone_s):.3g} s on idle nodes"
+                )
+            self._capacity[fleet] = float(per_s), latency_s
         return self._capacity[fleet]
 
     def _fixed(self, fleet: str, level: int, arrivals: Any) -> Outcome:

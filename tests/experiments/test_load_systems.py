@@ -369,11 +369,16 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
         ({"store": ["nowhere"]}, "nowhere"),
         ({"fleets": {}}, "fleets"),
         ({"long": {"best": 10}}, "long: no system best"),
+        ({"deadlines": [0.001, 2.0]}, "deadlines: 0.001 x .* no level of fleet three ends within"),
+        ("no edge", "fleet three has no full-cloud capacity: none of its nodes holds tiny's large"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(config, tmp_path, change, said):
-    path = tmp_path / "load.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"long": {}} | change))
+    path, config_said = tmp_path / "load.yaml", yaml.safe_load(config.read_text()) | {"long": {}}
+    if change == "no edge":
+        change, nodes = {}, config_said["fleets"]["three"]["nodes"]
+        del nodes["edge-1"], nodes["edge-2"]
+    path.write_text(yaml.safe_dump(config_said | change))
 
     def read():
         bad = read_case(path)
