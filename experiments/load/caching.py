@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.cached_starts.calibrate import isotonic, pairs_of
-from relay.program import Program
-from scheduler.load.levels import drawn_alike
+from relay.program import Program, drawn_alike
 from scheduler.load.similarity import Rule, skip_of
 from scheduler.outcomes import SCORE
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from experiments.cached_starts.calibrate import LEAST_PAIRS, pairs_of
 from experiments.simulate.scores import read_scores
 from relay.errors import BadRequest
-from relay.program import Program
-from scheduler.load.levels import drawn_alike, least_similarity
+from relay.program import Program, drawn_alike
+from scheduler.load.levels import least_similarity
 from scheduler.load.prediction import FORMAT, Levels, Linear, MeasuredLevel, prompt_inputs, router_inputs
 from scheduler.load.similarity import Rule
 from scheduler.outcomes import SCORE

@@ -25,7 +25,7 @@ from nodes.gateway.registry import Registry, state_of
 from nodes.requests import ImageRequest, Refusal
 from nodes.stages import Stage
 from relay.errors import BadRequest, RelayError
-from relay.program import Program
+from relay.program import Program, drawn_alike
 from scheduler.features import PRICE
 from scheduler.load.admission import Admission
 from scheduler.load.controller import Controller
@@ -96,14 +96,17 @@ class LoadControl:
         for family in dict.fromkeys(program.family for program in offered):
             where = Path(self.settings.levels) if self.settings.levels else shipped(family)
             found = read_levels(where, family)
-            known = {(level.program, level.skipped): i for i, level in enumerate(found.levels)}
+            known = {(drawn_alike(level.program), level.skipped): i for i, level in enumerate(found.levels)}
             mine = [(program, 0) for program in dict.fromkeys(offered) if program.family == family]
             for program, _ in mine:
-                if (str(program), 0) not in known:
-                    raise BadRequest(f"load: {program} is on offer and has no measured quality in {where}")
-            texts = {str(program): program for program, _ in mine}
+                if (drawn_alike(str(program)), 0) not in known:
+                    measured = "; ".join(level.program for level in found.from_noise.levels)
+                    raise BadRequest(
+                        f"load: {program} is on offer and has no measured quality in {where}, which has {measured}"
+                    )
+            texts = {drawn_alike(str(program)): program for program, _ in mine}
             mine += [(texts[text], skip) for text, skip in known if self.cached and skip and text in texts]
-            picked = [known[str(program), skip] for program, skip in mine]
+            picked = [known[drawn_alike(str(program)), skip] for program, skip in mine]
             for program, skip in mine:
                 self._index[str(program), skip] = len(self.works)
                 self.works.append(Work(program, skip, sizes[0][family], sizes[1][family]))

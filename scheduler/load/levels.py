@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from relay.errors import BadRequest
-from relay.program import Program
+from relay.program import Program, drawn_alike
 from scheduler.load.similarity import Rule, read_rule, skip_of
 from scheduler.outcomes import read_table
 
@@ -117,14 +117,6 @@ def _rows(family: str, folders: Sequence[Path], split: str) -> pl.DataFrame:
     full = full.select(*KEYS, full=pl.col(METRIC)).unique(KEYS)
     beside = rows.join(full, on=KEYS, how="inner")
     return beside.filter(pl.col(METRIC).is_not_null() & pl.col(METRIC).is_not_nan())
-
-
-def drawn_alike(text: str) -> str:
-    """One text for programs that draw alike: nothing is matched or coded where there is but one leg."""
-    program = Program.parse(text)
-    if len(program.legs) > 1:
-        return text
-    return str(replace(program, matching="exact", codec="fp16", conditioning="encode"))
 
 
 def _curves(family: str, folders: Sequence[Path]) -> dict[str, dict[int, float]]:

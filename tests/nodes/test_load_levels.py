@@ -60,8 +60,12 @@ def test_where_no_node_is_there_a_request_is_told_when_to_come_back(levels):
 def test_what_is_on_offer_must_have_been_measured(levels):
     control = LoadControl(LoadSettings(deadline_s=2.0), Registry(1.0))
     text = levels.levels[0].program.replace(":28:0-28", ":27:0-27")
-    with pytest.raises(BadRequest, match=r":27:0-27/.* is on offer and has no measured quality"):
+    with pytest.raises(
+        BadRequest, match=r":27:0-27/.* is on offer and has no measured quality in .*, which has .*:28:0-28/"
+    ):
         control.start([Program.parse(text)], SIZES)
+    # where nothing is handed off, nothing is matched: how an offer says so does not matter
+    control.start([Program.parse(levels.levels[0].program.replace("match=exact", "match=direct"))], SIZES)
     lacking = LoadControl(LoadSettings(deadline_s=2.0, levels="nowhere.json"), Registry(1.0))
     with pytest.raises(BadRequest, match=r"no measured levels in nowhere\.json"):
         lacking.start([Program.parse(levels.levels[0].program)], SIZES)
