@@ -75,12 +75,12 @@ def forks(environment: Mapping[str, str]) -> bool:
     return sys.platform == "linux" and not has_accelerator() and not any(name.startswith("LD_") for name in environment)
 
 
-def fork(argv: Sequence[str], environment: Mapping[str, str]) -> Forked:
-    """Start `python -m MODULE ...` in a process group of its own. OSError where it cannot be."""
+def fork(name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Forked:
+    """Start `python -m MODULE ...` in a process group of its own. `name`: how `top` shows it. OSError where it cannot be."""
     with _lock:
         for _ in range(2):  # a forker that was killed is replaced
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                return _forker().start(argv, environment)
+                return _forker().start(name, argv, environment)
             _forker.cache_clear()
     raise ProcessLookupError(errno.ESRCH, "the process that starts others was killed twice")
 
@@ -103,12 +103,15 @@ class _Forker:
         self._count = 0
         threading.Thread(target=self._listen, name="forker", daemon=True).start()
 
-    def start(self, argv: Sequence[str], environment: Mapping[str, str]) -> Forked:
+    def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> Forked:
         reads, writes = os.pipe()
         child = Forked(os.fdopen(reads, "rb"))
         self._count += 1
         self._children[self._count] = child
-        said = {"number": self._count, "argv": list(argv), "environment": dict(environment), "folder": str(Path.cwd())}
+        said = {
+            "number": self._count, "name": name, "argv": list(argv), "environment": dict(environment),
+            "folder": str(Path.cwd()),
+        }  # fmt: skip
         try:
             socket.send_fds(self._socket, [json.dumps(said).encode()], [writes])
         finally:
@@ -215,6 +218,7 @@ def _be(said: dict[str, Any], output: int) -> None:
     try:
         die_with(os.getppid())
         os.setpgid(0, 0)
+        Path("/proc/self/comm").write_text(f"relay {said['name']}"[:15])
         for stream in (1, 2):
             os.dup2(output, stream)
         os.close(output)

@@ -307,7 +307,7 @@ class _Keeper(threading.Thread):
 
 def _begin(child: Child, environment: Mapping[str, str]) -> Process:
     if child.forked and forks(environment):
-        return fork(child.argv, environment)
+        return fork(child.name, child.argv, environment)
     return subprocess.Popen(
         tethered(child.argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=environment, process_group=0,

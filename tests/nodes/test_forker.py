@@ -33,11 +33,11 @@ def until(what, timeout_s=20.0):
 
 
 def test_it_runs_the_command_and_says_how_it_ended():
-    families = fork([*RELAY, "families"], os.environ)
+    families = fork("test", [*RELAY, "families"], os.environ)
     said = families.stdout.read().decode()
     assert families.wait(20) == families.poll() == 0
     assert "mini-sd3" in said
-    nobody = fork([*RELAY, "show", "nothing.png"], os.environ)
+    nobody = fork("test", [*RELAY, "show", "nothing.png"], os.environ)
     lines = nobody.stdout.read().decode().splitlines()
     assert nobody.wait(20) == 2
     assert len(lines) == 1
@@ -47,10 +47,11 @@ def test_it_runs_the_command_and_says_how_it_ended():
 
 def test_it_has_its_own_environment_group_and_one_thread():
     environment = {key: value for key, value in os.environ.items() if key != "HOME"} | {"NO_COLOR": "1"}
-    child = fork(LINK, environment)
+    child = fork("link", LINK, environment)
     said = child.stdout.readline()
     assert said, "it has said where it listens"
     assert os.getpgid(child.pid) == child.pid
+    assert Path(f"/proc/{child.pid}/comm").read_text() == "relay link\n"
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.01)
     assert "libtorch" in Path(f"/proc/{child.pid}/maps").read_text()  # it was there before the command was
@@ -74,7 +75,7 @@ def test_none_outlives_the_process_that_asked_for_it():
     script = f"""
 import os, time
 from nodes.forker import fork
-child = fork({LINK!r}, os.environ)
+child = fork('link', {LINK!r}, os.environ)
 child.stdout.readline()
 print(child.pid, flush=True)
 time.sleep(600)
@@ -88,14 +89,14 @@ time.sleep(600)
 
 
 def test_a_forker_that_is_killed_takes_its_children_along_and_is_replaced():
-    child = fork(LINK, os.environ)
+    child = fork("link", LINK, os.environ)
     child.stdout.readline()
     parent = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
     assert parent != os.getpid()
     os.kill(parent, signal.SIGKILL)
     assert child.wait(20) == GONE
     until(lambda: not alive(child.pid))
-    again = fork([*RELAY, "families"], os.environ)
+    again = fork("test", [*RELAY, "families"], os.environ)
     assert again.wait(60) == 0
 
 
