@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -77,17 +78,29 @@ class Fleet:
         """Until all of these (default: the config's) are ready. RelayError where a process has failed for good."""
         wanted, ends = set(names or self.deployment.nodes), time.monotonic() + timeout_s
         here: set[str] = set()
-        while time.monotonic() < ends:
-            try:
-                here = {node["name"] for node in self.status()["nodes"] if node["state"] == "ready"}
-            except (RelayError, TimeoutError):  # not listening yet
-                here = set()
-            if wanted <= here:
-                return
-            if failed := [name for name, child in self.up.status().items() if child.state == "failed"]:
-                raise RelayError(f"{', '.join(failed)} failed to start")
-            time.sleep(0.2)
+        with _quietly():  # that nobody listens yet is no news here
+            while time.monotonic() < ends:
+                try:
+                    here = {node["name"] for node in self.status()["nodes"] if node["state"] == "ready"}
+                except (RelayError, TimeoutError):  # not listening yet
+                    here = set()
+                if wanted <= here:
+                    return
+                if failed := [name for name, child in self.up.status().items() if child.state == "failed"]:
+                    raise RelayError(f"{', '.join(failed)} failed to start")
+                time.sleep(0.2)
         raise TimeoutError(f"{', '.join(sorted(wanted - here))} not ready within {timeout_s:g} s: {self.up.status()}")
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    transport = logging.getLogger("relay.transport")
+    before = transport.level
+    transport.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transport.setLevel(before)
 
 
 @contextmanager
