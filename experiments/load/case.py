@@ -361,6 +361,9 @@ class _Fixed:
     def started(self, level: int, share: float) -> None:
         """Nothing."""
 
+    def ended(self, asked: Asked, seconds: float) -> None:
+        """Nothing."""
+
 
 def read_case(path: Path) -> Case:
     """BadRequest names file and key."""

@@ -16,7 +16,7 @@ from experiments.load.systems import systems
 from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
 
-COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888")
+COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888", "#3fb8c4", "#222222")
 
 
 def collect(

@@ -57,6 +57,10 @@ class System(Protocol):
         """A request at a level that begins from a cached latent was spared this share of the level's K."""
         ...
 
+    def ended(self, asked: Asked, seconds: float) -> None:
+        """A request that was not refused has its picture, or has passed its deadline, after so long."""
+        ...
+
 
 @dataclass
 class Outcome:
@@ -240,6 +244,8 @@ class Service:
         self._left -= 1
         self.stage[number], self.level[number] = stage, job.level
         self.seconds[number] = self.clock.now - self.demand.arrival_s[number]
+        if stage != REFUSED:
+            self.system.ended(job.asked, float(self.seconds[number]))
 
 
 def stations_of(world: World) -> list[Station]:

@@ -77,6 +77,9 @@ class Plain:
     def started(self, level: int, share: float) -> None:
         """Nothing."""
 
+    def ended(self, asked: Asked, seconds: float) -> None:
+        """Nothing."""
+
 
 class Ours(Plain):
     """The controller that the gateway runs, with its admission by deadline. `starts`: with the levels that begin from cached
@@ -108,6 +111,7 @@ class Ours(Plain):
             raise BadRequest(f"system {self.name}: {error}") from None
         plans = known.plans.setdefault(f"{self.name} {starts} {own}", {})
         self.controller = Controller(own, self.known.works, self._sample(), rng, plans)
+        self._told_s: dict[int, float] = {}  # of open requests: when they were expected to end
 
     def _sample(self) -> Floats:
         return self.known.sample
@@ -116,12 +120,22 @@ class Ours(Plain):
         return asked.predicted[: len(self.known.works)]
 
     def control(self, stations: Sequence[Station]) -> None:
+        if not self._told_s:
+            self.controller.overruns.rest()
         self.controller.control(stations)
 
     def choose(self, asked: Asked, stations: Sequence[Station]) -> int | None:
         predicted = self._predicted(asked)
         self.controller.arrived(predicted)
-        return self.controller.allow(predicted, asked.deadline_s, stations).level
+        if self.controller.surged:
+            self.controller.control(stations, over=False)
+        found = self.controller.allow(predicted, asked.deadline_s, stations)
+        if found.level is not None:
+            self._told_s[asked.number] = found.ends_s[found.level]
+        return found.level
+
+    def ended(self, asked: Asked, seconds: float) -> None:
+        self.controller.ended(seconds, self._told_s.pop(asked.number))
 
     def started(self, level: int, share: float) -> None:
         self.controller.started(level, share)

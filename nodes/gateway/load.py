@@ -30,7 +30,7 @@ from scheduler.features import PRICE
 from scheduler.load.admission import Admission
 from scheduler.load.controller import Controller
 from scheduler.load.expected import Station, Work, ends_s, room_s, work_s
-from scheduler.load.lag import LEAST_S, Lags, Overruns
+from scheduler.load.lag import LEAST_S, Lags
 from scheduler.load.prediction import Levels, read_levels, shipped
 from scheduler.load.settings import LoadSettings
 
@@ -82,7 +82,8 @@ class LoadControl:
         self._index: dict[tuple[str, int], int] = {}  # a program's text and the steps that it skips -> its level
         self._read: OrderedDict[str, np.ndarray] = OrderedDict()
         self._last_s = 0.0  # CPU time of the last period
-        self.lags, self.overruns = Lags(), Overruns()
+        self.lags = Lags()
+        self._surge = asyncio.Event()  # more has come than was planned for
         self._given: dict[str, _Given] = {}  # by job
 
     def start(
@@ -136,10 +137,12 @@ class LoadControl:
         left_s = request.deadline_ms / 1000 if request.deadline_ms else self.settings.deadline_s
         stations, now = self.stations(), time.monotonic()
         works = self._works(programs)
-        factor = self.overruns.factor
+        factor = self.controller.overruns.factor
         soonest = factor * min(ends_s(work, stations)[0] for work in works) if stations else float("inf")
         least = min((work_s(work, stations) for work in works), default=0.0)
         self.controller.arrived(self._predicted(request.prompt), request.images)
+        if self.controller.surged:
+            self._surge.set()
         verdict = self.admission.admit(
             tenant, least * request.images, soonest, left_s, room_s(stations, left_s / factor), now
         )
@@ -152,12 +155,15 @@ class LoadControl:
         self.admission.taken(job, tenant, seconds)
 
     def ended(self, job: Job) -> None:
-        """However it ended. Of one that was done at the first try it is learned how much slower its nodes are than they said,
-        of a start that was allowed from a cached latent what it spared."""
+        """However it ended. Of one that ended at the first try, by its picture or its deadline, it is learned how far it overran
+        what was predicted; of one that was done how much slower its nodes are than they said; of a start that was allowed
+        from a cached latent what it spared."""
+        assert self.controller is not None
         self.admission.ended(job.id)
         given = self._given.pop(job.id, None)
-        if given is not None and job.stage is Stage.DONE and not job.tries:
-            self.overruns.observe(time.monotonic() - given.at, given.predicted_s)
+        if given is not None and not job.tries and (job.stage is Stage.DONE or job.left_s <= 0):
+            self.controller.ended(time.monotonic() - given.at, given.predicted_s)
+        if given is not None and not job.tries and job.stage is Stage.DONE:
             for node, spent in (job.report or {}).get("timings", {}).items():
                 if node in given.expected_s:  # waiting for a latent is not its own time
                     own = sum(seconds for stage, seconds in spent.items() if stage != "waiting")
@@ -165,7 +171,6 @@ class LoadControl:
         level = self._index.get((str(job.program), job.skip or 0))
         if job.skip and level is not None and job.began_at is None and job.stage is Stage.DONE:
             start = (job.report or {}).get("start") or {}
-            assert self.controller is not None
             self.controller.started(level, start.get("skipped", 0) / job.skip)
 
     # --- a job is placed ---
@@ -179,8 +184,7 @@ class LoadControl:
         if len(mine) < 2 or any((text, 0) not in self._index for text in texts):
             return Leave(programs)
         stations = self.stations(without=job.id)
-        own = job.left_s if job.request.deadline_ms else self.settings.deadline_s - (time.monotonic() - job.accepted)
-        left_s = own / self.overruns.factor
+        left_s = job.left_s if job.request.deadline_ms else self.settings.deadline_s - (time.monotonic() - job.accepted)
         found = self.controller.allow(self._predicted(job.request.prompt), left_s, stations, mine)
         if not found.pressed:
             return Leave(programs)
@@ -219,6 +223,7 @@ class LoadControl:
 
     def _late(self) -> None:
         """What has not ended tells of its node as well; one on which nothing lies is not asked for ever."""
+        assert self.controller is not None
         now = time.monotonic()
         for given in list(self._given.values()):
             expected = 0.0
@@ -229,7 +234,7 @@ class LoadControl:
                         self.lags.observe(stretch.node, now - given.at, expected)
                     break
         if not self._given:
-            self.overruns.rest()
+            self.controller.overruns.rest()
         for node in self.registry.ready():
             if not node.jobs:
                 self.lags.rest(node.name)
@@ -249,14 +254,17 @@ class LoadControl:
     # --- the loop ---
 
     async def run(self) -> None:
-        """Control, every period."""
+        """Control, every period, and at once where more comes than was planned for."""
         assert self.controller is not None
+        ends = time.monotonic() + self.settings.period_s
         while True:
-            await asyncio.sleep(self.settings.period_s)
+            over = await self._over(ends)
+            ends = time.monotonic() + self.settings.period_s if over else ends
             try:
                 started = time.thread_time()
-                self._late()
-                asking = self.controller.begin(self.stations())
+                if over:
+                    self._late()
+                asking = self.controller.begin(self.stations(), over)
                 found = self.controller.known(asking)
                 if found is None:
                     found = await asyncio.to_thread(self.controller.solved_for, asking)
@@ -270,6 +278,17 @@ class LoadControl:
             except Exception:  # one bad period must not end control
                 log.exception("load")
                 self.counters["errors"] += 1
+
+    async def _over(self, ends: float) -> bool:
+        """When the period is over, or before that when it surged."""
+        left_s = ends - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                await self._surge.wait()
+        except TimeoutError:
+            return True
+        self._surge.clear()
+        return left_s <= 0
 
     def stations(self, without: str = "") -> list[Station]:
         """The nodes that take work now, as slow as they are found to be. `without`: a job that is being placed again."""
@@ -311,7 +330,7 @@ class LoadControl:
             "batch": control.batch, "why_no_plan": control.why_not or None, "outstanding_s": self.admission.outstanding_s,
             "reads": "prompt and router" if all(fits for *_, fits in self._levels) else "prompt",
             "starts": {str(self.works[i]): round(control.starts.rate(i), 3) for i in map(int, control.starts.cached)},
-            "overrun": round(self.overruns.factor, 2),
+            "overrun": round(control.overruns.factor, 2),
             "lags": {node.name: lag for node in self.registry.ready() if (lag := round(self.lags.of(node.name), 2)) > 1},
             "solved": control.solved, "period_cpu_s": self._last_s, "counters": dict(self.counters),
         }  # fmt: skip

@@ -29,6 +29,7 @@ import numpy as np
 from relay.errors import BadRequest
 from scheduler.load.estimator import LoadEstimator
 from scheduler.load.expected import Holding, Station, Work, ends_s, level_load
+from scheduler.load.lag import Overruns
 from scheduler.load.planning import best_plan, kind
 from scheduler.load.settings import LoadSettings
 from scheduler.load.shift import shift
@@ -42,6 +43,7 @@ FINE = 1.05  # demands within this factor share a plan
 NOTHING = 1e-6  # of quality a request: the solver's tolerance
 MOST_PLANS = 4096  # that are remembered
 RECENT = 400  # prompts that say what is asked at present
+SURGE, LEAST_SURGE = 1.25, 4  # times what was planned for; and requests
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Controller:
         self._recent: deque[NDArray[np.float64]] = deque(known[-RECENT:], maxlen=RECENT)
         self._came = 0
         self._plans: dict[tuple[object, ...], Found] = {} if plans is None else plans
+        self.overruns = Overruns()
         self.plan: Plan | None = None
         self.batch = 1  # the plan's
         self.cost: NDArray[np.float64] = np.zeros(len(works))  # quality that a level's work is worth elsewhere
@@ -125,8 +128,10 @@ class Controller:
     def allow(
         self, quality: ArrayLike, left_s: float, stations: Sequence[Station], among: Sequence[int] | None = None
     ) -> Allowed:  # fmt: skip
-        """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`. `among`: the levels
-        that may serve it at all; a request that fixes its seed begins from no cached latent."""
+        """What may serve a prompt of this predicted quality (L,) that must have its picture in `left_s`, counted by how far the
+        latest requests overran what was predicted. `among`: the levels that may serve it at all; a request that fixes its
+        seed begins from no cached latent."""
+        left_s /= self.overruns.factor
         predicted = self.starts.expected(self.starts.bounded(np.asarray(quality, float)), self._rates)
         open_ = np.zeros(len(self.works), bool)
         open_[list(range(len(self.works)) if among is None else among)] = True
@@ -151,6 +156,15 @@ class Controller:
         close &= in_time & (self._work_s <= self._work_s[level] + 1e-12)
         close[level] = True
         return Allowed(level, tuple(np.flatnonzero(close).tolist()), told, True, wanted)
+
+    def ended(self, seconds: float, predicted_s: float) -> None:
+        """A request ended so long after it was placed, for which so much was predicted then."""
+        self.overruns.observe(seconds, predicted_s)
+
+    @property
+    def surged(self) -> bool:
+        """More has come in this period than was planned for: to wait for its end would be to serve it by a plan for less."""
+        return self._came > max(SURGE * self.demand * self.settings.period_s, LEAST_SURGE)
 
     # --- each period ---
 
@@ -180,15 +194,18 @@ class Controller:
         served = np.zeros(len(self.works)) if self.plan is None else self.plan.served.sum(0).clip(min=0.0)
         return np.asarray(served / served.sum()) if served.sum() > 1e-9 else np.zeros(len(self.works))
 
-    def control(self, stations: Sequence[Station]) -> None:
-        """The period is over: plan the next one for the nodes that are there."""
-        asking = self.begin(stations)
+    def control(self, stations: Sequence[Station], over: bool = True) -> None:
+        """The period is over (or what came in it `surged`): plan for the nodes that are there."""
+        asking = self.begin(stations, over)
         self.finish(asking, self.known(asking) or self.solved_for(asking))
 
-    def begin(self, stations: Sequence[Station]) -> Asking:
-        """The period is over: what the next one's plan must serve."""
-        self.estimator.observe(self._came)
-        self._came = 0
+    def begin(self, stations: Sequence[Station], over: bool = True) -> Asking:
+        """What the next plan must serve."""
+        if over:
+            self.estimator.observe(self._came)
+            self._came = 0
+        else:
+            self.estimator.surge(self._came)
         asked = np.stack(tuple(self._recent))
         of = np.searchsorted(self._bounds, _bears(asked), side="right")
         if (rates := self.starts.rates()) != self._rates:

@@ -27,6 +27,10 @@ class LoadEstimator:
         else:
             self.mean += (self.rise if rate > self.mean else self.fall) * (rate - self.mean)
 
+    def surge(self, arrivals: int) -> None:
+        """So many have come in a period that is not over: the mean is at least that."""
+        self.mean = max(self.mean or 0.0, arrivals / self.period_s)
+
     @property
     def demand(self) -> float:
         """Requests a second to plan for."""

@@ -21,6 +21,7 @@ from experiments.workloads import TimedRequest
 from experiments.workloads.prompts import Prompt
 from relay.errors import BadRequest
 from scheduler.drawing import certain
+from scheduler.load.controller import Controller
 from scheduler.load.expected import ends_s
 from scheduler.load.prediction import read_levels
 from scheduler.outcomes import write_unit
@@ -282,6 +283,9 @@ def test_both_simulations_say_the_same_of_the_same_requests(case):
         def again(self, *_):
             return None
 
+        def ended(self, *_):
+            pass
+
     ours = Service(world, works, measured, Relay(), Demand(times, np.arange(60), 100.0)).run()
 
     class Same:
@@ -300,6 +304,17 @@ def test_both_simulations_say_the_same_of_the_same_requests(case):
     asked = [TimedRequest(i, float(t), prompts[i], 0.5, 100.0, i) for i, t in enumerate(times)]
     theirs = Simulation(world, scores, lambda known: 0.0).run(Same(), asked)
     assert [row.seconds for row in theirs] == pytest.approx(ours.seconds.tolist(), rel=1e-6)
+
+
+def test_a_crowd_is_planned_for_before_its_first_second_is_over(case, monkeypatch):
+    """Ours beside itself, told of its crowds by the second and not of how far requests overran."""
+    crowd = Cell(fleet="three", trace="flash", load=1.3, deadline=2.0)
+    quick = case.run("ours", crowd, 0, "test", 400, {})
+    monkeypatch.setattr(Controller, "surged", False)
+    monkeypatch.setattr(Controller, "ended", lambda *_: None)
+    slow = case.run("ours", crowd, 0, "test", 400, {})
+    assert (quick.stage == DONE).mean() > (slow.stage == DONE).mean()
+    assert (quick.stage == LATE).sum() < (slow.stage == LATE).sum()
 
 
 def test_a_cascade_draws_again_what_the_judge_finds_worst(case):

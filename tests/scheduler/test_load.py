@@ -55,6 +55,10 @@ def test_the_estimator_rises_at_once_falls_slowly_and_stays_above_the_mean():
     assert load.mean > 70
     load.observe(10)
     assert load.mean > 60
+    load.surge(200)  # so many already, and the period is not over
+    assert load.mean == 200
+    load.surge(20)
+    assert load.mean == 200
 
 
 def problem(demand, deadline_s=10.0, pools=None, quality=(1.0, 0.8, 0.5)):

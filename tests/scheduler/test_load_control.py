@@ -42,6 +42,9 @@ def sample(count=200, seed=0):
     return np.where(easy[:, None], (0.9, 0.895, 0.89), (0.9, 0.8, 0.4))
 
 
+HARD = np.array([0.9, 0.8, 0.4])
+
+
 def controller(deadline_s=2.0, **options):
     return Controller(LoadSettings(deadline_s=deadline_s, **options), WORKS, sample(), np.random.default_rng(0))
 
@@ -76,6 +79,38 @@ def test_under_pressure_prompts_that_bear_it_get_less_work():
     assert max(control.prices[name] for name in ("edge-0", "edge-1")) > 0
     assert control.shares() @ [0, 1, 2] > 0.5
     assert all(each.level in each.levels for each in found)
+
+
+def test_more_than_was_planned_for_is_planned_for_within_the_period():
+    control, fleet = controller(), stations()
+    driven(control, 2, fleet)
+    planned, count = control.demand, 0
+    assert not control.pressed
+    while not control.surged:
+        control.arrived(HARD)
+        count += 1
+    assert planned < count < 2 * planned
+    control.control(fleet, over=False)
+    assert control.demand > count
+    assert not control.surged
+    for quality in sample(60):
+        control.arrived(quality)
+    assert control.surged
+    control.control(fleet, over=False)
+    assert control.pressed
+    control.control(fleet)  # the period is over: what came in it counts once
+    assert control.estimator.mean == count + 60
+
+
+def test_time_left_is_counted_by_how_far_requests_overran_what_was_predicted():
+    control, fleet = controller(), stations()
+    driven(control, 60, fleet)
+    predicted = control.allow(HARD, 2.0, fleet)
+    brink = 1.2 * min(predicted.ends_s)
+    assert control.allow(HARD, brink, fleet).level is not None
+    for _ in range(20):
+        control.ended(3.0, 2.0)
+    assert control.allow(HARD, brink, fleet).level is None
 
 
 def test_the_prompt_agnostic_form_shares_alike():
