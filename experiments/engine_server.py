@@ -168,10 +168,10 @@ def main(
     import torch
     import uvicorn
 
-    from nodes.own_process import spare_memory
+    from nodes.own_process import ready_for_libraries
     from nodes.session import quiet_libraries
 
-    spare_memory()
+    ready_for_libraries()
     quiet_libraries()
     torch.set_num_threads(threads)
     app = make_app(make_ways(family, threads, most), program)

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodes.own_process import has_accelerator, spare_memory
+from nodes.own_process import has_accelerator, ready_for_libraries
 from nodes.tether import die_with
 
 LARGEST = 1 << 17  # bytes of a message: an environment and some words
@@ -154,7 +154,7 @@ def _forker() -> _Forker:
 
 def preload() -> None:
     """What a node has imported when it has drawn its first picture."""
-    spare_memory()
+    ready_for_libraries()
     import diffusers
     import transformers
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from nodes.deployment import Deployment, JudgeConfig, read_deployment
 from nodes.keys import Peer
 from nodes.messages import JudgeHere, Refused, Scores, ToJudge
-from nodes.own_process import leave, lower_priority, memory_bytes, spare_memory
+from nodes.own_process import leave, lower_priority, memory_bytes, ready_for_libraries
 from nodes.process import credentials, gateway_key, on_signals
 from nodes.scoring import Scored, Scorer
 from nodes.tasks import background
@@ -46,9 +46,9 @@ def run_judge(path: Path) -> None:
         raise BadRequest(f"{path} wants no judge: add a block, e.g. `judge: {{share: 0.25}}`")
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))  # before torch is imported
     lower_priority(config.nice)
-    spare_memory()
     mine = credentials(deployment, path, NAME, NAME)
     gateway = Peer(name="gateway", role="gateway", key=gateway_key(deployment, path))
+    ready_for_libraries()
 
     async def main() -> None:
         client = Client(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -36,11 +37,18 @@ def has_accelerator() -> bool:
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
-def spare_memory() -> None:
-    """Before torch is imported, on a machine without an accelerator: diffusers pulls in triton, which only writes kernels
-    for one, and with it 70 MB of resident memory. Torch and diffusers both do without where it is not installed."""
+def ready_for_libraries() -> None:
+    """Before the first thread is started: torch and diffusers are imported in threads, and some of it writes into the
+    environment, which another thread may be reading. Of that the process dies (setenv and getenv of the C library). So
+    what is written is written now, and what writes it on import is imported now.
+
+    On a machine without an accelerator they do without triton, which only writes kernels for one and takes 70 MB.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     if not has_accelerator():
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
+    importlib.import_module("torch._dynamo.package")
 
 
 def leave() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nodes.deployment import Deployment, NodeConfig, node_of, read_deployment
 from nodes.keys import AllowList, Credentials, Peer, load_public, load_secret
-from nodes.own_process import leave, spare_memory
+from nodes.own_process import leave, ready_for_libraries
 from relay.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def run_gateway(path: Path) -> None:
     """Until SIGTERM or Ctrl-C."""
     started = time.monotonic()
     deployment = read_deployment(path)
-    spare_memory()
     mine = credentials(deployment, path, "gateway", "gateway")
     allow = allow_list(deployment, path)
+    ready_for_libraries()
 
     async def main() -> None:
         from nodes.gateway.service import Gateway
@@ -81,8 +81,8 @@ def run_node(path: Path, role: str, name: str | None, routes: Mapping[str, str] 
     name, config = node_of(deployment, name, role, path)
     if config.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))  # before torch is imported
-    spare_memory()
     mine = credentials(deployment, path, name, role)
+    ready_for_libraries()
 
     async def main() -> None:
         from nodes.exchange import Exchange

@@ -104,10 +104,10 @@ def _serve(metrics: str, asked: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    from nodes.own_process import lower_priority, spare_memory
+    from nodes.own_process import lower_priority, ready_for_libraries
 
     lower_priority(int(sys.argv[1]))
-    spare_memory()
+    ready_for_libraries()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     _serve(sys.argv[2], sys.stdin.buffer, answers)

@@ -113,3 +113,47 @@ def test_with_keys_a_judge_that_nobody_asked_for_needs_its_own(tmp_path, capsys)
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "judge.key").touch()
     assert "judge" in [child.name for child in children_of(read_deployment(path), path)]
+
+
+WRITES = """
+import sys, threading
+def told(event, args):
+    if event in ("os.putenv", "os.unsetenv") and threading.active_count() > 1:
+        print("written beside other threads:", args, flush=True)
+sys.addaudithook(told)
+sys.argv = ["relay", *sys.argv[1:]]
+from nodes.cli import main
+main()
+"""
+
+
+def test_no_process_writes_its_environment_once_it_has_threads(tmp_path):
+    """Where one thread writes it while another reads it, the C library may read what is no longer there."""
+    family = write_family(tmp_path / "tiny-sd3.yaml", build_sd3(tmp_path / "sd3"), "sd3")
+    ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
+    path = tmp_path / "deployment.yaml"
+    gateway = {
+        "control": ports[0], "data": ports[1], "http": None, "store": str(tmp_path / "store"),
+        "offer": [{"family": str(family)}],
+    }  # fmt: skip
+    node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}}
+    path.write_text(yaml.safe_dump({"gateway": gateway, "nodes": {"edge": node}, "judge": False}))
+    said, ends = [], time.monotonic() + 120
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITES, role, "--config", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for role in ("gateway", "edge")
+    ]  # fmt: skip
+    try:
+        for line in running[0].stdout:
+            said.append(line)
+            if "node edge is here" in line or time.monotonic() > ends:
+                break
+        assert "node edge is here" in said[-1], said
+    finally:
+        for each in reversed(running):
+            each.terminate()
+        said += [line for each in running for line in each.communicate(timeout=60)[0].splitlines()]
+    assert [line for line in said if "written beside other threads" in line] == []
