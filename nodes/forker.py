@@ -218,7 +218,8 @@ def _be(said: dict[str, Any], output: int) -> None:
     try:
         die_with(os.getppid())
         os.setpgid(0, 0)
-        Path("/proc/self/comm").write_text(f"relay {said['name']}"[:15])
+        with contextlib.suppress(OSError):  # a name for `top`, no more
+            Path("/proc/self/comm").write_text(f"relay {said['name']}"[:15])
         for stream in (1, 2):
             os.dup2(output, stream)
         os.close(output)
