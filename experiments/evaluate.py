@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from relay.program import Program
@@ -77,6 +76,7 @@ def measure(name: str, count: int, split: str, repeats: int, steps: int | None =
 
     from experiments.scoring import score_programs
     from experiments.timing import time_programs
+    from nodes.session import progress_bar
     from relay.pipeline import RelayPipeline
     from relay.scenes.sampling import caption, held_out
 
@@ -85,8 +85,7 @@ def measure(name: str, count: int, split: str, repeats: int, steps: int | None =
     scenes = held_out(count, split)
     rng = np.random.default_rng(29)
     captions = [caption(scene, rng) for scene in scenes]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(f"{name}: scores", total=count)
         update = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
         scored = score_programs(pipe.family, scenes, captions, list(programs.values()), range(count), progress=update)

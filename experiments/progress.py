@@ -7,19 +7,12 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from nodes.session import progress_bar
 from scheduler.outcomes import SCORE
 
 SHOWN = 12  # programs in the summary; more would scroll the bar away
-
-
-def progress_bar(console: Console | None = None) -> Progress:
-    """A bar with time left on stderr; nothing where that is no terminal."""
-    console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 class RunProgress:

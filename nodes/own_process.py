@@ -32,6 +32,12 @@ def lower_priority(nice: int) -> None:
     os.nice(max(0, nice - os.nice(0)))
 
 
+def without_bars() -> None:
+    """Libraries' own progress bars, which are on by default."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 def has_accelerator() -> bool:
     """Whether a driver's device is there; asked before torch is imported."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
@@ -44,8 +50,7 @@ def ready_for_libraries() -> None:
 
     On a machine without an accelerator they do without triton, which only writes kernels for one and takes 70 MB.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    without_bars()
     if not has_accelerator():
         sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # an import of it is an ImportError then
     importlib.import_module("torch._dynamo.package")

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from relay.family import FamilySpec, Role
     from relay.pipeline import RelayPipeline
 
@@ -20,11 +23,11 @@ def load_pipeline(spec: FamilySpec, dtype: str | None, device: str | None, role:
 def quiet_libraries() -> None:
     """Progress bars and load reports of libraries would drown our one line a picture."""
     import logging
-    import os
     import warnings
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    from nodes.own_process import without_bars
+
+    without_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     for library in ("huggingface_hub", "diffusers", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -35,18 +38,23 @@ def quiet_libraries() -> None:
     diffusers_logging.disable_progress_bar()
 
 
+def progress_bar(console: Console | None = None) -> Progress:
+    """A bar with time left on stderr, gone when it is done; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = console or Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 def step_progress(label: str):  # noqa: ANN201
     """A context that gives a diffusers-style step callback which moves a progress bar on a terminal's stderr."""
     from contextlib import contextmanager
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     @contextmanager
     def bar():
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        with progress_bar() as progress:
             task = progress.add_task(label, total=None)
 
             def advance(pipe: Any, step: int, sigma: float, state: dict[str, Any]) -> dict[str, Any]:

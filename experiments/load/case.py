@@ -250,10 +250,10 @@ class Case:
             middle = slice(count // 4, 3 * count // 4)  # while all nodes are full
             per_s = (count // 2) / (done[middle][-1] - done[middle][0])
             alone = self._fixed(fleet, full[0], 1000.0 * np.arange(3))
-            latency_s = float(alone.seconds.max())
-            if (least := min(self.config.deadlines) * latency_s) < min(alone_s):
+            latency_s, least = float(alone.seconds.max()), min(self.config.deadlines)
+            if least * latency_s < min(alone_s):
                 raise BadRequest(
-                    f"deadlines: {min(self.config.deadlines):g} x full-cloud's latency is {least:.3g} s, and no level of fleet"
+                    f"deadlines: {least:g} x full-cloud's latency is {least * latency_s:.3g} s, and no level of fleet"
                     f" {fleet} ends within {min(alone_s):.3g} s on idle nodes"
                 )
             self._capacity[fleet] = float(per_s), latency_s
@@ -341,28 +341,14 @@ class Case:
         return _digest(said)
 
 
-class _Fixed:
+class _Fixed(Plain):
     """One level for all."""
-
-    name = "fixed"
 
     def __init__(self, level: int):
         self.level = level
 
-    def control(self, stations: Sequence[Station]) -> None:
-        """Nothing."""
-
     def choose(self, asked: Asked, stations: Sequence[Station]) -> int | None:
         return self.level
-
-    def again(self, asked: Asked, level: int, quality: float, left_s: float) -> int | None:
-        return None
-
-    def started(self, level: int, share: float) -> None:
-        """Nothing."""
-
-    def ended(self, asked: Asked, seconds: float) -> None:
-        """Nothing."""
 
 
 def read_case(path: Path) -> Case:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from experiments.load.case import Case, Cell
 from experiments.load.service import CONTROL_S, DONE, LATE, REFUSED, Asked, Demand, stations_of
 from experiments.load.systems import Plain
-from experiments.progress import progress_bar
 from experiments.simulate.registered import registered_costs
 from nodes.asker import RefusedByGateway
+from nodes.session import progress_bar
 from relay.errors import RelayError
 
 if TYPE_CHECKING:

@@ -135,7 +135,7 @@ class Ours(Plain):
         return found.level
 
     def ended(self, asked: Asked, seconds: float) -> None:
-        self.controller.ended(seconds, self._told_s.pop(asked.number))
+        self.controller.overruns.observe(seconds, self._told_s.pop(asked.number))
 
     def started(self, level: int, share: float) -> None:
         self.controller.started(level, share)

@@ -98,16 +98,17 @@ class LoadControl:
             where = Path(self.settings.levels) if self.settings.levels else shipped(family)
             found = read_levels(where, family)
             known = {(drawn_alike(level.program), level.skipped): i for i, level in enumerate(found.levels)}
-            mine = [(program, 0) for program in dict.fromkeys(offered) if program.family == family]
-            for program, _ in mine:
-                if (drawn_alike(str(program)), 0) not in known:
+            alike = {program: drawn_alike(str(program)) for program in offered if program.family == family}
+            for program, text in alike.items():
+                if (text, 0) not in known:
                     measured = "; ".join(level.program for level in found.from_noise.levels)
                     raise BadRequest(
                         f"load: {program} is on offer and has no measured quality in {where}, which has {measured}"
                     )
-            texts = {drawn_alike(str(program)): program for program, _ in mine}
+            texts = {text: program for program, text in alike.items()}
+            mine = [(program, 0) for program in alike]
             mine += [(texts[text], skip) for text, skip in known if self.cached and skip and text in texts]
-            picked = [known[drawn_alike(str(program)), skip] for program, skip in mine]
+            picked = [known[alike[program], skip] for program, skip in mine]
             for program, skip in mine:
                 self._index[str(program), skip] = len(self.works)
                 self.works.append(Work(program, skip, sizes[0][family], sizes[1][family]))
@@ -162,7 +163,7 @@ class LoadControl:
         self.admission.ended(job.id)
         given = self._given.pop(job.id, None)
         if given is not None and not job.tries and (job.stage is Stage.DONE or job.left_s <= 0):
-            self.controller.ended(time.monotonic() - given.at, given.predicted_s)
+            self.controller.overruns.observe(time.monotonic() - given.at, given.predicted_s)
         if given is not None and not job.tries and job.stage is Stage.DONE:
             for node, spent in (job.report or {}).get("timings", {}).items():
                 if node in given.expected_s:  # waiting for a latent is not its own time

@@ -104,7 +104,7 @@ class Controller:
         self._recent: deque[NDArray[np.float64]] = deque(known[-RECENT:], maxlen=RECENT)
         self._came = 0
         self._plans: dict[tuple[object, ...], Found] = {} if plans is None else plans
-        self.overruns = Overruns()
+        self.overruns = Overruns()  # told by the caller, who has a clock, of each request that ends
         self.plan: Plan | None = None
         self.batch = 1  # the plan's
         self.cost: NDArray[np.float64] = np.zeros(len(works))  # quality that a level's work is worth elsewhere
@@ -156,10 +156,6 @@ class Controller:
         close &= in_time & (self._work_s <= self._work_s[level] + 1e-12)
         close[level] = True
         return Allowed(level, tuple(np.flatnonzero(close).tolist()), told, True, wanted)
-
-    def ended(self, seconds: float, predicted_s: float) -> None:
-        """A request ended so long after it was placed, for which so much was predicted then."""
-        self.overruns.observe(seconds, predicted_s)
 
     @property
     def surged(self) -> bool:

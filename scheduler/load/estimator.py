@@ -18,6 +18,7 @@ class LoadEstimator:
             raise BadRequest("load estimator: period_s > 0, 0 < fall <= rise <= 1 and 0 < quantile < 1")
         self.period_s, self.rise, self.fall, self.quantile = period_s, rise, fall, quantile
         self.mean: float | None = None  # requests a second; None before the first period
+        self.demand = 0.0  # requests a second to plan for; every request asks, so worked out where the mean moves
 
     def observe(self, arrivals: int) -> None:
         """So many came in the period that has ended."""
@@ -26,16 +27,16 @@ class LoadEstimator:
             self.mean = rate
         else:
             self.mean += (self.rise if rate > self.mean else self.fall) * (rate - self.mean)
+        self.demand = self._above(self.mean)
 
     def surge(self, arrivals: int) -> None:
         """So many have come in a period that is not over: the mean is at least that."""
         self.mean = max(self.mean or 0.0, arrivals / self.period_s)
+        self.demand = self._above(self.mean)
 
-    @property
-    def demand(self) -> float:
-        """Requests a second to plan for."""
-        if not self.mean:
+    def _above(self, mean: float) -> float:
+        if not mean:
             return 0.0
         from scipy.special import pdtrik
 
-        return max(self.mean, float(pdtrik(self.quantile, self.mean * self.period_s)) / self.period_s)
+        return max(mean, float(pdtrik(self.quantile, mean * self.period_s)) / self.period_s)

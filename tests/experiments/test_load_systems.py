@@ -23,6 +23,7 @@ from relay.errors import BadRequest
 from scheduler.drawing import certain
 from scheduler.load.controller import Controller
 from scheduler.load.expected import ends_s
+from scheduler.load.lag import Overruns
 from scheduler.load.prediction import read_levels
 from scheduler.outcomes import write_unit
 
@@ -311,7 +312,7 @@ def test_a_crowd_is_planned_for_before_its_first_second_is_over(case, monkeypatc
     crowd = Cell(fleet="three", trace="flash", load=1.3, deadline=2.0)
     quick = case.run("ours", crowd, 0, "test", 400, {})
     monkeypatch.setattr(Controller, "surged", False)
-    monkeypatch.setattr(Controller, "ended", lambda *_: None)
+    monkeypatch.setattr(Overruns, "observe", lambda *_: None)
     slow = case.run("ours", crowd, 0, "test", 400, {})
     assert (quick.stage == DONE).mean() > (slow.stage == DONE).mean()
     assert (quick.stage == LATE).sum() < (slow.stage == LATE).sum()

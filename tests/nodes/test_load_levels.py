@@ -323,7 +323,7 @@ def test_who_would_be_just_in_time_where_requests_overrun_is_told_so_at_once():
     request = ImageRequest(prompt=EASY, deadline_ms=int(1500 * soonest))
     assert control.admit(request, [control.works[0].program], "a") > 0
     for _ in range(20):
-        control.controller.ended(20.0, 10.0)
+        control.controller.overruns.observe(20.0, 10.0)
     with pytest.raises(Refusal, match="it cannot be done within"):
         control.admit(request, [control.works[0].program], "a")
     assert control.told()["overrun"] == 2.0

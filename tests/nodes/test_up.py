@@ -24,16 +24,22 @@ def up(path, *words):
     )  # fmt: skip
 
 
-def test_ctrl_c_stops_everything_and_leaves_no_orphan(tmp_path):
-    family = write_family(tmp_path / "tiny-sd3.yaml", build_sd3(tmp_path / "sd3"), "sd3")
+def one_edge(folder, **more):
+    """A deployment of a gateway and an edge of a tiny family; `more` of the edge."""
+    family = write_family(folder / "tiny-sd3.yaml", build_sd3(folder / "sd3"), "sd3")
     ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
-    path = tmp_path / "deployment.yaml"
+    path = folder / "deployment.yaml"
     gateway = {
-        "control": ports[0], "data": ports[1], "http": None, "store": str(tmp_path / "store"),
+        "control": ports[0], "data": ports[1], "http": None, "store": str(folder / "store"),
         "offer": [{"family": str(family)}],
     }  # fmt: skip
-    node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}, "link": "lan"}
+    node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}, **more}
     path.write_text(yaml.safe_dump({"gateway": gateway, "nodes": {"edge": node}}))
+    return path
+
+
+def test_ctrl_c_stops_everything_and_leaves_no_orphan(tmp_path):
+    path = one_edge(tmp_path, link="lan")
     process, children = up(path), []
     try:
         said, ends = [], time.monotonic() + 120
@@ -129,15 +135,7 @@ main()
 
 def test_no_process_writes_its_environment_once_it_has_threads(tmp_path):
     """Where one thread writes it while another reads it, the C library may read what is no longer there."""
-    family = write_family(tmp_path / "tiny-sd3.yaml", build_sd3(tmp_path / "sd3"), "sd3")
-    ports = [f"tcp://127.0.0.1:{free_port()}" for _ in range(3)]
-    path = tmp_path / "deployment.yaml"
-    gateway = {
-        "control": ports[0], "data": ports[1], "http": None, "store": str(tmp_path / "store"),
-        "offer": [{"family": str(family)}],
-    }  # fmt: skip
-    node = {"role": "edge", "data": ports[2], "families": {str(family): ["large"]}}
-    path.write_text(yaml.safe_dump({"gateway": gateway, "nodes": {"edge": node}, "judge": False}))
+    path = one_edge(tmp_path)
     said, ends = [], time.monotonic() + 120
     running = [
         subprocess.Popen(

@@ -109,7 +109,7 @@ def test_time_left_is_counted_by_how_far_requests_overran_what_was_predicted():
     brink = 1.2 * min(predicted.ends_s)
     assert control.allow(HARD, brink, fleet).level is not None
     for _ in range(20):
-        control.ended(3.0, 2.0)
+        control.overruns.observe(3.0, 2.0)
     assert control.allow(HARD, brink, fleet).level is None
 
 
