@@ -91,9 +91,9 @@ class Ours(Plain):
         " no level keeps the deadline for"
     )
     space: ClassVar[dict[str, Any]] = {
-        "margin": [0.6, 0.7, 0.8, 0.9, 1.0],
-        "quantile": [0.9, 0.95, 0.99],
-        "variation": [0.5, 1.0, 2.0, 4.0],
+        "margin": [0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+        "quantile": [0.8, 0.9, 0.95, 0.99],
+        "variation": [0.25, 0.5, 1.0, 2.0, 4.0],
         "arrivals_quantile": [0.5, 0.7, 0.9, 0.97],
         "rise": [0.5, 0.7, 1.0],
         "fall": [0.05, 0.1, 0.2, 0.4],
