@@ -108,7 +108,7 @@ def pack(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
 ) -> None:
-    """Keep a run's rows without its images, small enough to ship; `report` draws from it."""
+    """Keep a run's rows without its images, small enough to ship; `report` draws from it, and `run --out` of a copy goes on."""
     from experiments.run_folder import open_run
     from experiments.run_folder import pack as pack_rows
 

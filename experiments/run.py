@@ -17,12 +17,12 @@ import torch
 from experiments.grid import SEED_STRIDE, Unit, workload_specs
 from experiments.prepare import Prepared, prepare
 from experiments.provenance import machine
-from experiments.run_folder import begin
+from experiments.run_folder import Run, begin
 from experiments.scoring import Drawn, draw_batch
 from relay.metrics import score_all
 from relay.pipeline import RelayPipeline
 from relay.program import Program
-from scheduler.outcomes import SCORE, image_path, pixels_hash, unit_path, write_unit
+from scheduler.outcomes import SCORE, image_path, pixels_hash, write_unit
 
 __all__ = ["Prepared", "prepare", "run"]
 
@@ -39,9 +39,10 @@ def run(
     `only` one of the two passes: scores may be drawn on a busy machine, times want a quiet one.
     """
     begin(folder, prepared.facts)
+    there = Run(folder)
     i, n = shard
     mine = prepared.units[i - 1 :: n] if only != "times" else []
-    todo = [unit for unit in mine if not unit_path(folder, "outcomes", unit.name).exists()]
+    todo = [unit for unit in mine if not there.has("outcomes", unit.name)]
     if progress:
         progress.begin(len(mine), len(mine) - len(todo), {u.name: u.last - u.first for u in mine})
     for unit in todo:
@@ -56,7 +57,7 @@ def run(
 
         for f, family in enumerate(prepared.config.families):
             name = f"f{f}-{Path(family).stem}"
-            if not unit_path(folder, "times", name).exists():
+            if not there.has("times", name):
                 if progress:
                     progress.say(f"timing {family}: every program alone, batch 1")
                 times, curves = time_family(prepared, family)
@@ -67,7 +68,7 @@ def run(
 
         for f, family in enumerate(prepared.config.families):
             name = f"f{f}-{Path(family).stem}-service"
-            if not unit_path(folder, "times", name).exists():
+            if not there.has("times", name):
                 if progress:
                     progress.say(f"serving {family}: every policy over every link, between real processes")
                 write_unit(folder, "times", name, serve_family(prepared, family))

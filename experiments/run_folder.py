@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from relay.errors import BadRequest, RelayError
 from relay.files import replacing, write_atomically
-from scheduler.outcomes import TABLES, image_path, read_table
+from scheduler.outcomes import TABLES, image_path, read_table, unit_path
 
 if TYPE_CHECKING:
     import polars as pl
     from PIL.Image import Image
+
+PACKED = "all"  # the file that holds every unit of a table
 
 
 class Run:
@@ -47,6 +49,15 @@ class Run:
     def dtype(self) -> str:
         """The same as text; empty where it is not told."""
         return dtypes_text(self.dtypes)
+
+    @property
+    def packed(self) -> dict[str, list[str]]:
+        """Of a run that was packed: table -> the units whose rows lie in one file; a run that goes on leaves them alone."""
+        return self.facts.get("packed", {})
+
+    def has(self, table: str, unit: str) -> bool:
+        """Whether a unit's rows are there."""
+        return unit in self.packed.get(table, ()) or unit_path(self.folder, table, unit).exists()
 
     @cached_property
     def outcomes(self) -> pl.DataFrame:
@@ -121,12 +132,16 @@ def merge(out: Path, shards: list[Path]) -> Run:
     if len({run.dtype for run in runs}) > 1:
         said = "; ".join(f"{run.folder} in {run.dtype or 'what it does not tell'}" for run in runs)
         raise BadRequest(f"these shards were not computed alike: {said}")
-    begin(out, runs[0].facts)
+    if len(packed := [run for run in runs if run.packed]) > 1:
+        said = " and ".join(str(run.folder) for run in packed)
+        raise BadRequest(f"{said} are packed: no unit of theirs is a file of its own, merge before `pack`")
+    begin(out, (packed or runs)[0].facts)
+    there = Run(out).packed
     for run in runs:
         for part in (*TABLES, "images"):
             for source in sorted((run.folder / part).rglob("*.p[na][gr]*")):
                 target = out / source.relative_to(run.folder)
-                if source.suffix != ".part" and not target.exists():
+                if source.suffix != ".part" and not target.exists() and source.stem not in there.get(part, ()):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with replacing(target) as partial:
                         shutil.copyfile(source, partial)
@@ -134,15 +149,21 @@ def merge(out: Path, shards: list[Path]) -> Run:
 
 
 def pack(run: Run, out: Path) -> int:
-    """A run's rows without its images, one file a table, to be shipped: a report can be drawn from them at once. Bytes."""
+    """A run's rows without its images, one file a table, to be shipped: a report can be drawn from them at once, and a copy
+    of an unfinished one goes on elsewhere. Bytes."""
     import io
 
+    if out.resolve() == run.folder.resolve():
+        raise BadRequest(f"{out} is the run itself: its rows are packed into another folder")
     begin(out, run.facts)
-    total = 0
+    total, units = 0, {}
     for table in TABLES:
         frame, buffer = read_table(run.folder, table), io.BytesIO()
         frame.write_parquet(buffer, compression="zstd", compression_level=19)
         (out / table).mkdir(exist_ok=True)
-        write_atomically(out / table / "all.parquet", buffer.getvalue())
+        write_atomically(unit_path(out, table, PACKED), buffer.getvalue())
         total += buffer.tell()
+        files = {path.stem for path in (run.folder / table).glob("*.parquet")} - {PACKED}
+        units[table] = sorted(files.union(run.packed.get(table, ())))
+    write_atomically(out / "run.json", json.dumps(run.facts | {"packed": units}, indent=1) + "\n")
     return total

@@ -395,3 +395,29 @@ def test_packed_rows_are_the_runs_and_a_report_can_be_drawn_from_them(whole, tmp
     assert not (tmp_path / "packed" / "images").exists()
     assert size < 200_000
     assert write_report([tmp_path / "packed"], tmp_path / "report").exists()
+
+
+def test_an_unfinished_run_that_was_packed_goes_on_from_a_copy(config, whole, tmp_path):
+    """What one machine did is shipped as rows; another does the rest, and the rows are those of a run in one place."""
+    prepared = prepare(read_experiment(config), str(config))
+    run(prepared, tmp_path / "here", (1, 2), only="scores")
+    pack(open_run(tmp_path / "here"), tmp_path / "there")
+    with pytest.raises(BadRequest, match="the run itself"):
+        pack(open_run(tmp_path / "there"), tmp_path / "there")
+    done = len(list((tmp_path / "here" / "outcomes").iterdir()))
+    run(prepared, tmp_path / "there")
+    files = {path.stem for path in (tmp_path / "there" / "outcomes").iterdir()}
+    assert len(files - {"all"}) == len(prepared.units) - done
+    assert rows(tmp_path / "there").equals(rows(whole.folder))
+    assert write_report([tmp_path / "there"], tmp_path / "report").exists()
+
+    pack(open_run(tmp_path / "there"), tmp_path / "again")
+    assert rows(tmp_path / "again").equals(rows(whole.folder))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")}
+    run(prepared, tmp_path / "again")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").rglob("*.parquet")} == before
+
+    merged = merge(tmp_path / "merged", [tmp_path / "here", tmp_path / "again"])
+    assert rows(merged.folder).equals(rows(whole.folder))  # what both have is there once
+    with pytest.raises(BadRequest, match="merge before"):
+        merge(tmp_path / "both", [tmp_path / "there", tmp_path / "again"])
