@@ -49,8 +49,8 @@ report: setup          ## RISE's relay table on the embedded families, short for
 	$(BIN)/relay-experiment run configs/experiments/rise.yaml --out runs/experiments/rise
 	$(BIN)/relay-experiment report runs/experiments/rise --out out/report $(RESULTS)
 
-report-long: setup     ## its long form: T = 28 and 50, letters, three seeds, every baseline (hours; in bf16, half of fp32's)
-	$(BIN)/relay-experiment run configs/experiments/rise-long.yaml --dtype bf16 --out runs/experiments/rise-long
+report-long: setup     ## its long form: T = 28 and 50, letters, three seeds, every baseline (hours; DTYPE=bf16 halves them on a CPU that multiplies bf16)
+	$(BIN)/relay-experiment run configs/experiments/rise-long.yaml $(if $(DTYPE),--dtype $(DTYPE)) --out runs/experiments/rise-long
 	$(BIN)/relay-experiment report runs/experiments/rise-long --out out/report-long $(RESULTS)
 
 wheel: setup
