@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.load.case import Case, Cell
+from experiments.load.bound import least_violations, most_per_s
+from experiments.load.case import TEST, Case, Cell
+from experiments.load.service import stations_of
 from experiments.load.systems import Agnostic, Ours, systems
 
+SHARES = (1.0, 0.9, 0.8, 0.7)  # of the most that the nodes can do
 KEPT = 0.95  # relative quality that counts as good
 ALIKE = 0.01  # of relative quality: equal
 VIOLATIONS, THEIRS, TENTH, MORE = 0.01, 0.05, 0.1, 1.4
@@ -66,6 +69,34 @@ def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) 
             said += [f"{np.mean([each[key] for each in means]):.2%}" for key in ("violations", "quality")]
         lines.append(f"| {' | '.join(said)} |")
     return lines
+
+
+def left_to_any(case: Case, cells: Sequence[Cell]) -> list[str]:
+    """Violations that any system from noise has which makes use of so much of what the nodes can do; nothing where none is
+    left at the least share."""
+    lines = []
+    for cell in cells:
+        works = [work for work in case.works_of(cell.fleet) if not work.skipped]
+        most = most_per_s(works, stations_of(case.world(cell.fleet)))
+        size = case.size(cell)
+        asked = [case.demand(cell, seed, TEST, size.requests) for seed in range(size.seeds)]
+        left = [
+            np.mean([least_violations(each.arrival_s, each.deadline_s, share * most) for each in asked])
+            for share in SHARES
+        ]
+        if max(left) > 0:
+            said = " | ".join(f"{each:.2%}" for each in left)
+            lines.append(f"| {cell.fleet}, {cell.trace} | {most:.1f} | {said} |")
+    if not lines:
+        return []
+    return [
+        "Violations that are left to any system (from noise) where nodes are used to a share of the most that they can do, at"
+        " the levels that take least of them and the best batches, whatever the pictures; full use at once is nobody's:",
+        "",
+        "| fleet, trace | most a second |" + "".join(f" used to {share:.0%} |" for share in SHARES),
+        "|" + " --- |" * (2 + len(SHARES)),
+        *lines,
+    ]
 
 
 def _beside(rows: Rows, cell: Cell, name: str, against: str, others: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.load.case import Case, Cell
 from experiments.load.cells import all_cells, goal_cells, level_names, run_cell
-from experiments.load.goals import Rows, ablation, goals
+from experiments.load.goals import Rows, ablation, goals, left_to_any
 from experiments.load.systems import systems
 from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
@@ -93,6 +93,8 @@ def report(
     lines += [f"\nLeft out: {name}: {why}." for name, why in left_out.items()]
     told, compared = goals(case, rows, who, at_goal)
     lines += ["", "## Goals", "", *told]
+    if left := left_to_any(case, at_goal):
+        lines += ["", *left]
     if parts := ablation(case, rows, who, at_goal):
         lines += ["", "What predictions and cached starts bring, means over the traces:", "", *parts]
     if long:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import msgspec
@@ -10,9 +11,10 @@ import pytest
 import yaml
 
 from experiments.load.__main__ import app
+from experiments.load.bound import least_violations, most_per_s
 from experiments.load.case import Cell, read_case
 from experiments.load.cells import run_cell, worth
-from experiments.load.service import DONE, LATE, REFUSED, Demand, Measured, Service
+from experiments.load.service import DONE, LATE, REFUSED, Demand, Measured, Service, stations_of
 from experiments.load.systems import systems
 from experiments.load.tables import fitting
 from experiments.simulate.environment import Simulation
@@ -327,6 +329,43 @@ def test_a_cascade_draws_again_what_the_judge_finds_worst(case):
     assert outcome.seconds[done][heavy].mean() > outcome.seconds[done][~heavy].mean()
     hard = outcome.prompt[done] % 2 == 1
     assert heavy[hard].mean() > heavy[~hard].mean()
+
+
+def test_what_is_left_to_any_system_is_the_fewest_that_one_server_must_turn_away():
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        comes = np.sort(rng.uniform(0, 3, 8))
+        fewest = next(
+            late
+            for late in range(9)
+            if any(in_time(comes[list(kept)], 1.0, 2.0) for kept in itertools.combinations(range(8), 8 - late))
+        )
+        assert least_violations(comes, 1.0, 2.0) == fewest / 8
+    assert least_violations(np.arange(1000) / 2.0, 1.0, 2.0) == 0.0
+    assert least_violations(np.arange(1000) / 4.0, 1.0, 2.0) == pytest.approx(0.5, abs=0.01)
+
+
+def in_time(comes, deadline_s, per_s):
+    """Whether all of these are, one after the other."""
+    ends = 0.0
+    for each in comes:
+        ends = max(ends, each) + 1 / per_s
+        if ends > each + deadline_s:
+            return False
+    return True
+
+
+def test_no_system_does_more_than_the_most_and_none_has_less_than_what_is_left(case):
+    flood = Cell(fleet="three", trace="poisson", load=30.0, deadline=2.0)
+    works, stations = case.works_of("three"), stations_of(case.world("three"))
+    most = most_per_s(works, stations)
+    assert case.capacity("three")[0] < most < 10 * case.capacity("three")[0]
+    for name in ("ours", "clipper-ht", "proteus"):
+        outcome = case.run(name, flood, 0, "test", 400, {})
+        done = outcome.stage == DONE
+        assert done.sum() / outcome.ended_s < most
+        demand = case.demand(flood, 0, "test", 400)
+        assert 1 - done.mean() >= least_violations(demand.arrival_s, demand.deadline_s, most) > 0.5
 
 
 def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
