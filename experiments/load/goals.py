@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,33 @@ def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) 
             said += [f"{np.mean([each[key] for each in means]):.2%}" for key in ("violations", "quality")]
         lines.append(f"| {' | '.join(said)} |")
     return lines
+
+
+def sustained(case: Case, rows: Rows, who: Sequence[str]) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Throughput at good quality: the highest load of the table at which, as at all lower ones, a system keeps the goals of
+    violations and quality; 0 where it keeps them at none. Lines of Markdown, and system -> "fleet, trace" -> load."""
+    config, (_, deadline) = case.config, case.goal
+    columns = list(product(config.fleets, config.traces))
+    found: dict[str, dict[str, float]] = {name: {} for name in who}
+    for name, (fleet, trace) in product(who, columns):
+        highest = 0.0
+        for load in sorted(config.loads):
+            means = _means(rows[name, Cell(fleet=fleet, trace=trace, load=load, deadline=deadline)])
+            if means["violations"] >= VIOLATIONS or means["quality"] < KEPT:
+                break
+            highest = load
+        found[name][f"{fleet}, {trace}"] = highest
+    lines = [
+        f"Throughput at good quality: the highest of the loads {', '.join(f'{load:g}' for load in sorted(config.loads))} (of"
+        f" full-cloud capacity) up to which violations stay below {VIOLATIONS:.0%} at {KEPT:.0%} of full-cloud's quality or"
+        f" more, deadline {deadline:g} x:",
+        "",
+        f"| system | {' | '.join(f'{fleet}, {trace}' for fleet, trace in columns)} |",
+        "|" + " --- |" * (1 + len(columns)),
+    ]
+    for name, each in found.items():
+        lines.append(f"| {name} | {' | '.join(f'{load:g}' if load else 'none' for load in each.values())} |")
+    return lines, found
 
 
 def left_to_any(case: Case, cells: Sequence[Cell]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.load.case import Case, Cell
 from experiments.load.cells import all_cells, goal_cells, level_names, run_cell
-from experiments.load.goals import Rows, ablation, goals, left_to_any
+from experiments.load.goals import Rows, ablation, goals, left_to_any, sustained
 from experiments.load.systems import systems
 from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
@@ -93,6 +93,8 @@ def report(
     lines += [f"\nLeft out: {name}: {why}." for name, why in left_out.items()]
     told, compared = goals(case, rows, who, at_goal)
     lines += ["", "## Goals", "", *told]
+    sustains, loads = sustained(case, rows, who)
+    lines += ["", *sustains]
     if left := left_to_any(case, at_goal):
         lines += ["", *left]
     if parts := ablation(case, rows, who, at_goal):
@@ -112,6 +114,7 @@ def report(
     data = {
         "capacity": capacities, "levels": level_names(case), "left_out": left_out, "tuned": case.tuned,
         "goals": compared,
+        "sustained": loads,
         "long": [{"system": name, **msgspec.to_builtins(cell), **each[0]} for (name, cell), each in long.items()],
         "cells": [
             {"system": name, **msgspec.to_builtins(cell), "seeds": each} for (name, cell), each in rows.items()

@@ -404,6 +404,14 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     assert goal["violations"] == pytest.approx(np.mean([each["violations"] for each in mine]))
     kept = np.mean([each["quality"] for each in theirs]) >= 0.95
     assert goal["best"] == ("proteus" if kept else None)
+    for name, loads in data["sustained"].items():
+        means = {
+            e["load"]: (np.mean([x["violations"] for x in e["seeds"]]), np.mean([x["quality"] for x in e["seeds"]]))
+            for e in data["cells"]
+            if (e["system"], e["trace"]) == (name, "poisson")
+        }
+        good = [load for load, (violations, quality) in sorted(means.items()) if violations < 0.01 and quality >= 0.95]
+        assert loads["three, poisson"] == (0 if 0.7 not in good else max(good))
     fresh = run_cell(case, tmp_path / "fresh", "ours", cell, 0, 80)
     assert fresh == stored
     assert fresh["violations"] == pytest.approx(fresh["late"] + fresh["refused"])
