@@ -46,6 +46,7 @@ class Contestant(_Strict, frozen=True, kw_only=True):
 
     system: str
     settings: dict[str, Any] = {}
+    seeds: Count | None = None  # fewer than the case's, of a system that plans anew at almost every second
 
 
 class Searched(_Strict, frozen=True, kw_only=True):

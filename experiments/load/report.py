@@ -31,6 +31,8 @@ def collect(
             if seed >= min(size.seeds, seeds or size.seeds):
                 continue
             for name in who:
+                if seed >= (case.config.systems[name].seeds or size.seeds):
+                    continue
                 each = run_cell(case, folder, name, cell, seed, min(size.requests, requests or size.requests))
                 found.setdefault((name, cell), []).append(each)
             say(f"seed {seed} {cell.fleet} {cell.trace} load {cell.load:g} deadline {cell.deadline:g}")
@@ -50,9 +52,12 @@ def report(
     config, (load, deadline) = case.config, case.goal
     at_goal = goal_cells(case)
     elsewhere = [cell for cell in all_cells(case) if cell not in at_goal]
-    counts = _counted(rows[who[0], at_goal[0]]) + f" a cell at load {load:g} and deadline {deadline:g} x"
+    seeds = {name: len(rows[name, at_goal[0]]) for name in who}
+    most = max(seeds, key=lambda name: seeds[name])
+    counts = _counted(rows[most, at_goal[0]]) + f" a cell at load {load:g} and deadline {deadline:g} x"
+    counts += "".join(f", {count} of {name}" for name, count in seeds.items() if count < seeds[most])
     if elsewhere:
-        counts += f", {_counted(rows[who[0], elsewhere[0]])} at the others"
+        counts += f"; {_counted(rows[most, elsewhere[0]])} at the others"
     lines = [config.description, ""] if config.description else []
     lines += [
         f"Simulated with measured step times; {counts}; test prompts; quality is what the"

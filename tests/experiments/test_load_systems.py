@@ -80,8 +80,8 @@ def config(tmp_path_factory):
         "traces": {"poisson": {"arrivals": "poisson"}, "flash": {"arrivals": "flash", "every_s": 10, "crowd_s": 2}},
         "systems": {
             name: {"system": name}
-            for name in ("ours", "agnostic", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve", "nirvana")
-        },
+            for name in ("ours", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve", "nirvana")
+        } | {"agnostic": {"system": "agnostic", "seeds": 1}},
         "search": {"configurations": 2, "requests": 60, "traces": ["poisson"], "loads": [1.3], "deadlines": [2.0]},
     }  # fmt: skip
     path = folder / "load.yaml"
@@ -380,6 +380,8 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())["families"]["tiny"]
     assert "Left out: nirvana: NIRVANA-like needs levels that start from cached latents" in text
     assert "## three fleet, flash" in text
+    assert "80 requests x 2 seed(s) a cell at load 1.3 and deadline 2 x, 1 of agnostic; " in text
+    assert {len(e["seeds"]) for e in data["cells"] if e["system"] == "agnostic"} == {1}
     assert "Load 1.3, deadline 2 x" in text
     assert "| ours | yes |  |" in text
     assert "| agnostic |  |  |" in text
