@@ -46,6 +46,7 @@ class Contestant(_Strict, frozen=True, kw_only=True):
 
     system: str
     settings: dict[str, Any] = {}
+    tuned_as: str | None = None  # not tuned itself: the settings that were found for this system, as far as it has them
     seeds: Count | None = None  # fewer than the case's, of a system that plans anew at almost every second
 
 
@@ -105,6 +106,8 @@ class Case:
         for name, contestant in config.systems.items():
             if contestant.system not in systems():
                 raise BadRequest(f"systems.{name}: unknown system {contestant.system!r}: choose {', '.join(systems())}")
+            if (like := contestant.tuned_as) is not None and like not in config.systems:
+                raise BadRequest(f"systems.{name}: tuned_as: no system {like!r} is described")
         if unknown := set(config.long) - set(config.systems):
             raise BadRequest(f"long: no system {', '.join(sorted(unknown))} is described")
         lacking = set(config.search.traces) - set(config.traces)
@@ -317,7 +320,12 @@ class Case:
         if self.config.tuned is None or not Path(self.config.tuned).exists():
             return {}
         found = read_yaml(Path(self.config.tuned), dict[str, Any])
-        return {name: each["settings"] for name, each in found.get("systems", {}).items()}
+        own = {name: each["settings"] for name, each in found.get("systems", {}).items()}
+        for name, contestant in self.config.systems.items():
+            if contestant.tuned_as in own:
+                space = systems()[contestant.system].space  # type: ignore[attr-defined]
+                own[name] = {key: value for key, value in own[contestant.tuned_as].items() if key in space}
+        return own
 
     @property
     def tries(self) -> dict[str, list[Any]]:

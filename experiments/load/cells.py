@@ -98,6 +98,8 @@ def search(case: Case, folder: Path, only: Sequence[str] | None, say: Said) -> d
     how, found = case.config.search, {}
     for name in names(case, only):
         contestant = case.config.systems[name]
+        if contestant.tuned_as is not None:
+            continue
         space = systems()[contestant.system].space  # type: ignore[attr-defined]
         tried: list[dict[str, Any]] = []
         configurations = drawn(Contender(policy=name, space=space), how.configurations, how.seed) if space else [{}]

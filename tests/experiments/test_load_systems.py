@@ -81,7 +81,7 @@ def config(tmp_path_factory):
         "systems": {
             name: {"system": name}
             for name in ("ours", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve", "nirvana")
-        } | {"agnostic": {"system": "agnostic", "seeds": 1}},
+        } | {"agnostic": {"system": "agnostic", "seeds": 1}, "alike": {"system": "agnostic", "tuned_as": "ours"}},
         "search": {"configurations": 2, "requests": 60, "traces": ["poisson"], "loads": [1.3], "deadlines": [2.0]},
     }  # fmt: skip
     path = folder / "load.yaml"
@@ -370,7 +370,7 @@ def test_no_system_does_more_than_the_most_and_none_has_less_than_what_is_left(c
 
 def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     folder, out = tmp_path / "runs", tmp_path / "load.md"
-    few = [word for name in ("ours", "agnostic", "proteus", "nirvana") for word in ("--only", name)]
+    few = [word for name in ("ours", "agnostic", "alike", "proteus", "nirvana") for word in ("--only", name)]
     app(["tune", str(config), *few, "--folder", str(folder)], standalone_mode=False)
     tuned = yaml.safe_load((config.parent / "tuned.yaml").read_text())["systems"]
     assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "agnostic": 2, "proteus": 2}
@@ -385,7 +385,8 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     assert "Load 1.3, deadline 2 x" in text
     assert "| ours | yes |  |" in text
     assert "| agnostic |  |  |" in text
-    assert len(data["cells"]) == 3 * 2 * 2  # systems, traces, loads
+    assert len(data["cells"]) == 4 * 2 * 2  # systems, traces, loads
+    assert data["tuned"]["alike"] == {k: v for k, v in tuned["ours"]["settings"].items() if k != "classes"}
     assert (tmp_path / "load-three.png").stat().st_size > 1000
     case = read_case(config)
     cell = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
@@ -433,6 +434,7 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
         ({"traces": {"poisson": {"arrivals": "poison"}}}, "unknown arrivals 'poison'"),
         ({"store": ["nowhere"]}, "nowhere"),
         ({"fleets": {}}, "fleets"),
+        ({"systems": {"x": {"system": "agnostic", "tuned_as": "y"}}}, "systems.x: tuned_as: no system 'y'"),
         ({"long": {"best": 10}}, "long: no system best"),
         ({"deadlines": [0.001, 2.0]}, "deadlines: 0.001 x .* no level of fleet three ends within"),
         ("no edge", "fleet three has no full-cloud capacity: none of its nodes holds tiny's large"),
