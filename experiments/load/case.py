@@ -337,13 +337,12 @@ class Case:
 
     def digest(self, name: str, cell: Cell, settings: Mapping[str, Any], requests: int, split: str) -> str:
         """What a cell depends on but its seed: another digest, and it is run again."""
-        config = self.config
+        config, contestant = self.config, self.config.systems[name]
         said = [
             msgspec.to_builtins(config.fleets[cell.fleet]), config.traces[cell.trace], msgspec.to_builtins(cell),
-            msgspec.to_builtins(config.systems[name]), dict(settings), requests, split, config.store, config.metric,
+            {"system": contestant.system, "settings": contestant.settings}, dict(settings), requests, split, config.store, config.metric,
             msgspec.json.encode(self.from_noise).hex(), config.router,
         ]  # fmt: skip
-        contestant = config.systems[name]
         always = systems()[contestant.system].starts  # type: ignore[attr-defined]
         if always or (contestant.settings | dict(settings)).get("starts"):
             said += [msgspec.to_builtins(config.starts), msgspec.json.encode(self.levels).hex()]
