@@ -340,8 +340,8 @@ class Case:
         config, contestant = self.config, self.config.systems[name]
         said = [
             msgspec.to_builtins(config.fleets[cell.fleet]), config.traces[cell.trace], msgspec.to_builtins(cell),
-            {"system": contestant.system, "settings": contestant.settings}, dict(settings), requests, split, config.store, config.metric,
-            msgspec.json.encode(self.from_noise).hex(), config.router,
+            {"system": contestant.system, "settings": contestant.settings}, dict(settings), requests, split,
+            config.store, config.metric, msgspec.json.encode(self.from_noise).hex(), config.router,
         ]  # fmt: skip
         always = systems()[contestant.system].starts  # type: ignore[attr-defined]
         if always or (contestant.settings | dict(settings)).get("starts"):
