@@ -49,12 +49,14 @@ def goals(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> 
 
 
 def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> list[str]:
-    """What predictions and cached starts bring: means over the goal's traces; nothing where one form of ours is there alone."""
+    """What predictions and cached starts bring: means over the goal's traces and the seeds that all forms have; nothing
+    where one form of ours is there alone."""
     config = case.config
     forms = [name for name in who if systems()[config.systems[name].system] in (Ours, Agnostic)]
     if len(forms) < 2:
         return []
     fleets = list(config.fleets)
+    count = min(len(rows[name, cell]) for name in forms for cell in cells)
     lines = [
         "| system | predicted quality of a prompt | cached starts |"
         + "".join(f" {fleet}: violations | quality |" for fleet in fleets),
@@ -66,7 +68,7 @@ def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) 
         starts = bool((contestant.settings | case.tuned.get(name, {})).get("starts"))
         said = [name, "yes" if predicts else "", "yes" if starts else ""]
         for fleet in fleets:
-            means = [_means(rows[name, cell]) for cell in cells if cell.fleet == fleet]
+            means = [_means(rows[name, cell][:count]) for cell in cells if cell.fleet == fleet]
             said += [f"{np.mean([each[key] for each in means]):.2%}" for key in ("violations", "quality")]
         lines.append(f"| {' | '.join(said)} |")
     return lines
@@ -132,11 +134,16 @@ def _beside(rows: Rows, cell: Cell, name: str, against: str, others: Sequence[st
     theirs = {each: _means(rows[each, cell]) for each in others}
     good = {each: means for each, means in theirs.items() if means["quality"] >= KEPT}
     best = min(good, key=lambda each: good[each]["violations"], default=None)
-    alike = [means["per_s"] for means in theirs.values() if means["quality"] >= mine["quality"] - ALIKE]
+    more = []
+    for each in others:  # over the seeds that both have: the same requests
+        both = min(len(rows[name, cell]), len(rows[each, cell]))
+        own, other = _means(rows[name, cell][:both]), _means(rows[each, cell][:both])
+        if other["quality"] >= own["quality"] - ALIKE and other["per_s"] > 0:
+            more.append(own["per_s"] / other["per_s"])
     return {
         "system": name, "beside": against, "fleet": cell.fleet, "trace": cell.trace, **mine, "best": best,
         "their_violations": good[best]["violations"] if best else None,
-        "more": mine["per_s"] / max(alike) if alike and max(alike) > 0 else None,
+        "more": min(more, default=None),
     }  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from experiments.load.systems import systems
 from experiments.pictures import save_png
 from experiments.simulate.summary import over_seeds
 
-COLOURS = ("#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888", "#3fb8c4", "#222222")
+COLOURS = (
+    "#0a9a6f", "#2f7fc4", "#d27d00", "#d1495b", "#b0589b", "#6b5fc7", "#8a6d3b", "#888888", "#3fb8c4", "#222222", "#9acd32",
+)  # fmt: skip
 
 
 def collect(
@@ -103,7 +105,12 @@ def report(
     if left := left_to_any(case, at_goal):
         lines += ["", *left]
     if parts := ablation(case, rows, who, at_goal):
-        lines += ["", "What predictions and cached starts bring, means over the traces:", "", *parts]
+        lines += [
+            "",
+            "What predictions and cached starts bring, means over the traces and the seeds that all have:",
+            "",
+            *parts,
+        ]
     if long:
         lines += ["", "Long runs at the same load and deadline:", "", *_long(long)]
     for fleet in config.fleets:
@@ -203,7 +210,7 @@ def draw(case: Case, rows: Rows, who: Sequence[str], folder: Path, stem: str) ->
     _, deadline = case.goal
     for fleet in config.fleets:
         figure, axes = plt.subplots(
-            2, len(config.traces), figsize=(3.2 * len(config.traces), 5), squeeze=False, sharex=True
+            2, len(config.traces), figsize=(3.2 * len(config.traces), 5.6), squeeze=False, sharex=True
         )
         for column, trace in enumerate(config.traces):
             for name, colour in zip(who, COLOURS * 2, strict=False):
@@ -222,9 +229,13 @@ def draw(case: Case, rows: Rows, who: Sequence[str], folder: Path, stem: str) ->
             axes[1, column].set_xlabel("load / full-cloud capacity")
         axes[0, 0].set_ylabel("late or refused, %")
         axes[1, 0].set_ylabel("quality of full-cloud's, %")
-        axes[0, -1].legend(fontsize=6)
         figure.suptitle(f"{config.family}, {fleet} fleet, deadline {deadline:g} x full-cloud latency (simulated)")
-        figure.tight_layout()
+        columns = min(len(who), 6)
+        rows_below = -(-len(who) // columns)
+        figure.tight_layout(rect=(0, 0.01 + 0.04 * rows_below, 1, 1))
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=columns, fontsize=8, frameon=False
+        )
         path = folder / f"{stem}-{fleet}.png"
         save_png(figure, path)
         plt.close(figure)
