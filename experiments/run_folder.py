@@ -56,7 +56,9 @@ class Run:
         return self.facts.get("packed", {})
 
     def has(self, table: str, unit: str) -> bool:
-        """Whether a unit's rows are there."""
+        """Whether a unit's rows are there. BadRequest where nobody can tell: a pack of before it named its units."""
+        if table not in self.packed and unit_path(self.folder, table, PACKED).exists():
+            raise BadRequest(f"{self.folder} was packed without the names of its units: it is for reading alone")
         return unit in self.packed.get(table, ()) or unit_path(self.folder, table, unit).exists()
 
     @cached_property
@@ -132,7 +134,7 @@ def merge(out: Path, shards: list[Path]) -> Run:
     if len({run.dtype for run in runs}) > 1:
         said = "; ".join(f"{run.folder} in {run.dtype or 'what it does not tell'}" for run in runs)
         raise BadRequest(f"these shards were not computed alike: {said}")
-    if len(packed := [run for run in runs if run.packed]) > 1:
+    if len(packed := [run for run in runs if any(unit_path(run.folder, t, PACKED).exists() for t in TABLES)]) > 1:
         said = " and ".join(str(run.folder) for run in packed)
         raise BadRequest(f"{said} are packed: no unit of theirs is a file of its own, merge before `pack`")
     begin(out, (packed or runs)[0].facts)

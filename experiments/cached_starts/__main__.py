@@ -39,9 +39,9 @@ def run(
     import torch
 
     from experiments.cached_starts.work import prepare, units, work
-    from experiments.run_folder import begin, shard_of
+    from experiments.run_folder import begin, open_run, shard_of
     from nodes.session import quiet_libraries
-    from scheduler.outcomes import unit_path, write_unit
+    from scheduler.outcomes import write_unit
 
     part, parts = shard_of(shard)
     quiet_libraries()
@@ -49,7 +49,8 @@ def run(
     prepared = prepare(family or ["mini-sd3", "mini-sdxl"], pairs, long, batch, dtype, device)
     begin(out, prepared.facts)
     mine = units(prepared, SPLITS)[part - 1 :: parts]
-    todo = [unit for unit in mine if not unit_path(out, "outcomes", unit.name).exists()]
+    there = open_run(out)
+    todo = [unit for unit in mine if not there.has("outcomes", unit.name)]
     for number, unit in enumerate(todo):
         rows = work(prepared, unit)
         write_unit(out, "outcomes", unit.name, rows)

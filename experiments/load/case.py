@@ -317,10 +317,7 @@ class Case:
     @cached_property
     def tuned(self) -> dict[str, dict[str, Any]]:
         """System -> settings that `tune` found."""
-        if self.config.tuned is None or not Path(self.config.tuned).exists():
-            return {}
-        found = read_yaml(Path(self.config.tuned), dict[str, Any])
-        own = {name: each["settings"] for name, each in found.get("systems", {}).items()}
+        own = {name: each["settings"] for name, each in self._searched.items()}
         for name, contestant in self.config.systems.items():
             if contestant.tuned_as in own:
                 space = systems()[contestant.system].space  # type: ignore[attr-defined]
@@ -330,10 +327,14 @@ class Case:
     @property
     def tries(self) -> dict[str, list[Any]]:
         """System -> configurations that `tune` tried."""
+        return {name: each["tried"] for name, each in self._searched.items()}
+
+    @cached_property
+    def _searched(self) -> dict[str, Any]:
+        """What `tune` wrote; nothing before it has."""
         if self.config.tuned is None or not Path(self.config.tuned).exists():
             return {}
-        found = read_yaml(Path(self.config.tuned), dict[str, Any])
-        return {name: each["tried"] for name, each in found.get("systems", {}).items()}
+        return dict(read_yaml(Path(self.config.tuned), dict[str, Any]).get("systems", {}))
 
     def digest(self, name: str, cell: Cell, settings: Mapping[str, Any], requests: int, split: str) -> str:
         """What a cell depends on but its seed: another digest, and it is run again."""

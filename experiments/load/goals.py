@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -77,19 +77,19 @@ def ablation(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) 
 def sustained(case: Case, rows: Rows, who: Sequence[str]) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Throughput at good quality: the highest load of the table at which, as at all lower ones, a system keeps the goals of
     violations and quality; 0 where it keeps them at none. Lines of Markdown, and system -> "fleet, trace" -> load."""
-    config, (_, deadline) = case.config, case.goal
+    config, (_, deadline), loads = case.config, case.goal, sorted(case.config.loads)
     columns = list(product(config.fleets, config.traces))
     found: dict[str, dict[str, float]] = {name: {} for name in who}
     for name, (fleet, trace) in product(who, columns):
         highest = 0.0
-        for load in sorted(config.loads):
+        for load in loads:
             means = _means(rows[name, Cell(fleet=fleet, trace=trace, load=load, deadline=deadline)])
-            if means["violations"] >= VIOLATIONS or means["quality"] < KEPT:
+            if not _good(means):
                 break
             highest = load
         found[name][f"{fleet}, {trace}"] = highest
     lines = [
-        f"Throughput at good quality: the highest of the loads {', '.join(f'{load:g}' for load in sorted(config.loads))} (of"
+        f"Throughput at good quality: the highest of the loads {', '.join(f'{load:g}' for load in loads)} (of"
         f" full-cloud capacity) up to which violations stay below {VIOLATIONS:.0%} at {KEPT:.0%} of full-cloud's quality or"
         f" more, deadline {deadline:g} x:",
         "",
@@ -151,9 +151,13 @@ def _means(each: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: float(np.mean([found.get(key, 0.0) for found in each])) for key in ("violations", "quality", "per_s")}
 
 
+def _good(each: Mapping[str, Any]) -> bool:
+    return bool(each["violations"] < VIOLATIONS and each["quality"] >= KEPT)
+
+
 def _line(each: dict[str, Any]) -> str:
     own, theirs = each["violations"], each["their_violations"]
-    kept = own < VIOLATIONS and each["quality"] >= KEPT
+    kept = _good(each)
     said = [each["system"], each["beside"], f"{each['fleet']}, {each['trace']}", _bold(f"{own:.2%}", own < VIOLATIONS)]
     said.append(_bold(f"{each['quality']:.1%}", each["quality"] >= KEPT))
     if theirs is None:

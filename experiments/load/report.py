@@ -30,14 +30,13 @@ def collect(
     cells = {cell: case.size(cell) for cell in all_cells(case)}
     for seed in range(max(size.seeds for size in cells.values())):  # so that a table over few seeds stands early
         for cell, size in cells.items():
-            if seed >= min(size.seeds, seeds or size.seeds):
-                continue
-            for name in who:
-                if seed >= (case.config.systems[name].seeds or size.seeds):
-                    continue
+            most = min(size.seeds, seeds or size.seeds)
+            mine = [name for name in who if seed < min(most, case.config.systems[name].seeds or most)]
+            for name in mine:
                 each = run_cell(case, folder, name, cell, seed, min(size.requests, requests or size.requests))
                 found.setdefault((name, cell), []).append(each)
-            say(f"seed {seed} {cell.fleet} {cell.trace} load {cell.load:g} deadline {cell.deadline:g}")
+            if mine:
+                say(f"seed {seed} {cell.fleet} {cell.trace} load {cell.load:g} deadline {cell.deadline:g}")
     long: Rows = {}
     for name in [name for name in case.config.long if name in who]:
         for cell in goal_cells(case):

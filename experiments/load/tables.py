@@ -13,6 +13,7 @@ import numpy as np
 from experiments.load.case import Case
 from experiments.load.cells import short_name
 from experiments.load.systems import Unfit
+from experiments.run_folder import PACKED
 from relay.errors import BadRequest
 from relay.files import write_atomically
 from relay.program import Program
@@ -55,7 +56,7 @@ def ship(folders: Sequence[Path], out: Path, metrics: Sequence[str], families: S
     if lacking := [m for m in metrics if SCORE + m not in rows.columns]:
         raise BadRequest(f"the outcome store has no score {', '.join(lacking)}")
     rows = rows.select(*KEPT, *(SCORE + m for m in metrics))
-    path = unit_path(out, "outcomes", "all")
+    path = unit_path(out, "outcomes", PACKED)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows.write_parquet(path, compression="zstd", compression_level=19)
     return path

@@ -421,3 +421,7 @@ def test_an_unfinished_run_that_was_packed_goes_on_from_a_copy(config, whole, tm
     assert rows(merged.folder).equals(rows(whole.folder))  # what both have is there once
     with pytest.raises(BadRequest, match="merge before"):
         merge(tmp_path / "both", [tmp_path / "there", tmp_path / "again"])
+    facts = json.loads((tmp_path / "again" / "run.json").read_text())
+    (tmp_path / "again" / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "packed"}))
+    with pytest.raises(BadRequest, match="for reading alone"):  # packed before units were named
+        run(prepared, tmp_path / "again")
