@@ -48,6 +48,7 @@ class Forked:
         self.pid = 0
         self.returncode: int | None = None
         self.started, self.ended = threading.Event(), threading.Event()
+        self.given_up = False
 
     def poll(self) -> int | None:
         return self.returncode
@@ -63,6 +64,22 @@ class Forked:
         if self.pid and self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGTERM)
+
+    def give_up(self) -> None:
+        """Nobody waits for it to start: killed when it does, or now."""
+        self.given_up = True
+        self._kill()
+
+    def begin(self, pid: int) -> None:
+        self.pid = pid
+        self.started.set()
+        if self.given_up:
+            self._kill()
+
+    def _kill(self) -> None:
+        if self.pid and self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def end(self, code: int) -> None:
         self.returncode = code
@@ -117,6 +134,7 @@ class _Forker:
         finally:
             os.close(writes)
         if not child.started.wait(START_S):
+            child.give_up()
             raise TimeoutError(errno.ETIMEDOUT, f"the process that starts others did not within {START_S:g} s")
         if not child.pid:
             raise BrokenPipeError
@@ -136,8 +154,7 @@ class _Forker:
                 del self._children[told["number"]]
                 child.end(told["code"])
             else:
-                child.pid = told["pid"]
-                child.started.set()
+                child.begin(told["pid"])
         self._process.wait()
         for child in list(self._children.values()):
             child.end(GONE)

@@ -39,7 +39,7 @@ def goals(case: Case, rows: Rows, who: Sequence[str], cells: Sequence[Cell]) -> 
         f"Goals: violations below {VIOLATIONS:.0%} at {KEPT:.0%} of full-cloud's quality or more, where the best of the others"
         f" has at least {THEIRS:.0%}; a tenth of its violations; {MORE - 1:.0%} more pictures in time than any of equal quality"
         f" (at least ours less {ALIKE:.0%}). The best of the others is that of least violations among those that keep"
-        f" {KEPT:.0%}. Bold: the goal is kept.",
+        f" {KEPT:.0%}; the ratio is over the seeds that both have. Bold: the goal is kept.",
         "",
         "| system | beside | fleet, trace | violations | quality | best of the others | its violations | ratio | more pictures in"
         " time than those of equal quality |",
@@ -130,19 +130,21 @@ def left_to_any(case: Case, cells: Sequence[Cell]) -> list[str]:
 
 
 def _beside(rows: Rows, cell: Cell, name: str, against: str, others: Sequence[str]) -> dict[str, Any]:
-    mine = _means(rows[name, cell])
-    theirs = {each: _means(rows[each, cell]) for each in others}
-    good = {each: means for each, means in theirs.items() if means["quality"] >= KEPT}
-    best = min(good, key=lambda each: good[each]["violations"], default=None)
-    more = []
-    for each in others:  # over the seeds that both have: the same requests
+    beside = {}  # over the seeds that both have: the same requests
+    for each in others:
         both = min(len(rows[name, cell]), len(rows[each, cell]))
-        own, other = _means(rows[name, cell][:both]), _means(rows[each, cell][:both])
-        if other["quality"] >= own["quality"] - ALIKE and other["per_s"] > 0:
-            more.append(own["per_s"] / other["per_s"])
+        beside[each] = _means(rows[name, cell][:both]), _means(rows[each, cell][:both])
+    good = [each for each, (_, other) in beside.items() if other["quality"] >= KEPT]
+    best = min(good, key=lambda each: beside[each][1]["violations"], default=None)
+    more = [
+        own["per_s"] / other["per_s"]
+        for own, other in beside.values()
+        if other["quality"] >= own["quality"] - ALIKE and other["per_s"] > 0
+    ]
     return {
-        "system": name, "beside": against, "fleet": cell.fleet, "trace": cell.trace, **mine, "best": best,
-        "their_violations": good[best]["violations"] if best else None,
+        "system": name, "beside": against, "fleet": cell.fleet, "trace": cell.trace, **_means(rows[name, cell]), "best": best,
+        "violations_beside_it": beside[best][0]["violations"] if best else None,
+        "their_violations": beside[best][1]["violations"] if best else None,
         "more": min(more, default=None),
     }  # fmt: skip
 
@@ -156,9 +158,14 @@ def _good(each: Mapping[str, Any]) -> bool:
 
 
 def _line(each: dict[str, Any]) -> str:
-    own, theirs = each["violations"], each["their_violations"]
+    own, theirs = each["violations_beside_it"], each["their_violations"]
     kept = _good(each)
-    said = [each["system"], each["beside"], f"{each['fleet']}, {each['trace']}", _bold(f"{own:.2%}", own < VIOLATIONS)]
+    said = [
+        each["system"],
+        each["beside"],
+        f"{each['fleet']}, {each['trace']}",
+        _bold(f"{each['violations']:.2%}", each["violations"] < VIOLATIONS),
+    ]
     said.append(_bold(f"{each['quality']:.1%}", each["quality"] >= KEPT))
     if theirs is None:
         said += [f"none keeps {KEPT:.0%}", "", ""]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nodes import forker
 from nodes.forker import GONE, fork, forks
 from nodes.supervise import Child, Supervisor
 from nodes.tether import tethered
@@ -98,6 +99,24 @@ def test_a_forker_that_is_killed_takes_its_children_along_and_is_replaced():
     until(lambda: not alive(child.pid))
     again = fork("test", [*RELAY, "families"], os.environ)
     assert again.wait(60) == 0
+
+
+def test_a_child_that_starts_after_all_when_nobody_waits_any_more_is_killed(monkeypatch):
+    with Supervisor([Child("link", LINK, forked=True)], out=Path(os.devnull).open("w")) as up:
+        until(lambda: up.status()["link"].state == "ready")
+        parent = int(Path(f"/proc/{up.status()['link'].pid}/stat").read_text().rpartition(")")[2].split()[1])
+        monkeypatch.setattr(forker, "START_S", 0.2)
+        os.kill(parent, signal.SIGSTOP)
+        try:
+            with pytest.raises(TimeoutError, match=r"0\.2 s"):
+                fork("late", LINK, os.environ)
+            [late] = [child for child in forker._forker()._children.values() if child.given_up]
+        finally:
+            os.kill(parent, signal.SIGCONT)
+        assert late.wait(20) == -signal.SIGKILL
+        assert late.pid
+        assert not alive(late.pid)
+        assert alive(up.status()["link"].pid)
 
 
 def test_what_the_loader_is_told_cannot_be_told_to_a_fork():
