@@ -407,6 +407,13 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
     assert goal["violations"] == pytest.approx(np.mean([each["violations"] for each in mine]))
     kept = np.mean([each["quality"] for each in theirs]) >= 0.95
     assert goal["best"] == ("proteus" if kept else None)
+    seeds = {(e["system"], e["trace"]): e["seeds"] for e in data["cells"] if e["load"] == 1.3}
+    for each in (each for each in data["goals"] if each["best"]):
+        mine, theirs = seeds["ours", each["trace"]], seeds[each["best"], each["trace"]]
+        both = min(len(mine), len(theirs))
+        assert each["violations_beside_it"] == pytest.approx(np.mean([one["violations"] for one in mine[:both]]))
+        assert each["their_violations"] == pytest.approx(np.mean([one["violations"] for one in theirs[:both]]))
+    assert any(each["best"] for each in data["goals"])
     for name, loads in data["sustained"].items():
         means = {
             e["load"]: (np.mean([x["violations"] for x in e["seeds"]]), np.mean([x["quality"] for x in e["seeds"]]))
