@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.advise_service import Service
 
 ROUNDS = 2000
+SHIPPED = Path(__file__).parent.parent / "docs" / "results" / "rise"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def _network(program: Program, link: LinkProfile | None, sizes: MessageSizes) ->
 
 
 def _paired_scores(outcomes: pl.DataFrame, column: str, complexity: str | None) -> tuple[list[Program], np.ndarray]:
-    """Programs and their scores (programs, prompts x seeds), on the prompts and seeds that all of them drew."""
+    """Programs and their scores (programs, prompts), on the prompts and seeds that all of them drew: means over seeds, since
+    it is prompts that are resampled."""
     import polars as pl
 
     if column not in outcomes.columns:
@@ -180,11 +182,12 @@ def _paired_scores(outcomes: pl.DataFrame, column: str, complexity: str | None) 
         raise BadRequest(
             "the run has no prompts that all of its programs drew" + (f" in class {complexity}" if complexity else "")
         )
-    return [Program.parse(t) for t in texts], wide.select(texts).to_numpy().T
+    by_prompt = wide.group_by("prompt", maintain_order=True).agg(pl.col(texts).mean())
+    return [Program.parse(t) for t in texts], by_prompt.select(texts).to_numpy().T
 
 
 def answer(
-    folder: Path,
+    folder: Path | None,
     family: str | None,
     bandwidth: float | None,
     round_trip: float,
@@ -208,13 +211,18 @@ def answer(
     from scheduler.links import find_link
     from scheduler.message_sizes import computed_sizes
 
+    folder = folder or SHIPPED
+    if folder is SHIPPED and not folder.is_dir():
+        raise BadRequest(
+            "say --run, a folder with quality and time rows: those that the project ships are in its checkout"
+        )
     run = open_run(folder)
     names = run.outcomes["family"].unique().sort().to_list()
     if family is None and len(names) != 1:
-        raise BadRequest(f"{folder} holds the families {', '.join(names) or '(none)'}: say --family")
+        raise BadRequest(f"{run.folder.name} holds the families {', '.join(names) or '(none)'}: say --family")
     family = family or names[0]
     if family not in names:
-        raise BadRequest(f"{folder} has no rows of family {family!r}; it has {', '.join(names) or 'none'}")
+        raise BadRequest(f"{run.folder.name} has no rows of family {family!r}; it has {', '.join(names) or 'none'}")
     link = None
     if link_name is not None:
         link = find_link(link_name)
@@ -240,15 +248,18 @@ def answer(
             "options": [asdict(option) for option in options],
         }
         return json.dumps(what, indent=1)
-    return _told(options, link, floor, limit_s, score)
+    prompts = run.outcomes.filter(pl.col("family") == family)["prompt"].n_unique()
+    step = f"large {costs.large_s * 1000:.1f} ms, small {costs.small_s * 1000:.1f} ms"
+    source = f"{prompts} prompts of {run.folder.name}; a step: {step}"
+    return _told(options, link, floor, limit_s, score, source)
 
 
 def _told(
-    options: list[Option], link: LinkProfile | None, floor: float | None, limit_s: float | None, score: str
+    options: list[Option], link: LinkProfile | None, floor: float | None, limit_s: float | None, score: str, source: str
 ) -> str:
     wish = [f"at least {floor:.0%} of the large member's {score}"] if floor is not None else []
     wish += [f"at most {limit_s:g} s"] if limit_s is not None else []
-    lines = [f"wish: {' and '.join(wish)}; link: {link.describe() if link else 'none'}", ""]
+    lines = [f"wish: {' and '.join(wish)}; link: {link.describe() if link else 'none'}", f"from: {source}", ""]
     fit = [o for o in options if o.of_large >= (floor or 0) and o.time_s <= (limit_s or float("inf"))]
     for place, option in enumerate(options[:4]):
         name = ("best" if fit else "nearest") if place == 0 else "next" if place < len(fit) else "misses"

@@ -166,7 +166,10 @@ def choose(
 
 @app.command()
 def advise(
-    run: Annotated[Path, typer.Option(help="A run folder with quality and time rows.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="A run folder with quality and time rows; default: those that this checkout ships."),
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Which of the run's families; default: its only one.")] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Of the link to the device, Mbit/s.")] = None,
     round_trip: Annotated[float, typer.Option(help="Of the link, ms.")] = 0.0,

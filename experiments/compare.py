@@ -17,7 +17,8 @@ SAMPLE = ["prompt", "seed", "start_prompt", "start_seed", "start_skipped"]  # on
 
 
 def compare(a: Run, b: Run, across: bool = False) -> list[dict[str, Any]]:
-    """A row per program and score: both means, the difference b - a with its 95 % paired bootstrap interval, the pairs.
+    """A row per program and score: both means, the difference b - a with its 95 % paired bootstrap interval over prompts (each
+    its mean over seeds), and how many prompts and pairs there are.
 
     `across`: a program that only one of the runs has is set beside those of the other that take the same steps of the
     same members, one by one (`program` of a, `program_b`): for runs that differ in codec, matching or guidance. A
@@ -30,15 +31,18 @@ def compare(a: Run, b: Run, across: bool = False) -> list[dict[str, Any]]:
     for one, other in pairs:
         joined = _of(left, one, scores).join(_of(right, other, scores), on=SAMPLE, suffix="_b", nulls_equal=True)
         for score in scores:
-            both = joined.select(score, f"{score}_b").drop_nulls().drop_nans()
-            if both.is_empty():
+            pairs_of = joined.select("prompt", score, f"{score}_b").drop_nulls().drop_nans()
+            if pairs_of.is_empty():
                 continue
+            both = pairs_of.group_by(
+                "prompt", maintain_order=True
+            ).mean()  # seeds of a prompt are no prompts of their own
             ours, theirs = both[score].to_numpy(), both[f"{score}_b"].to_numpy()
             mean, low, high = interval(list(theirs - ours))
             found.append(
                 {"family": one[0], "program": one[1], "program_b": other[1], "score": score.removeprefix(SCORE)}
                 | {"a": float(ours.mean()), "b": float(theirs.mean())}
-                | {"difference": mean, "low": low, "high": high, "pairs": len(both)}
+                | {"difference": mean, "low": low, "high": high, "prompts": len(both), "pairs": len(pairs_of)}
             )
     if not found:
         raise BadRequest(

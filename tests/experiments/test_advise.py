@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from experiments.advise import Costs, advise, fit_costs, held_out_errors
+from experiments.advise import Costs, advise, answer, fit_costs, held_out_errors
 from relay.errors import BadRequest
 from relay.family import Family
 from relay.matching import plan
@@ -99,6 +99,27 @@ def test_advice_needs_a_wish_a_score_and_enough_programs(outcomes, times, family
         advise(outcomes, TRUE, None, sizes, floor=0.9, score="beauty")
     with pytest.raises(BadRequest, match="the large and the small member take steps"):
         fit_costs(times.head(3))
+
+
+def test_seeds_of_a_prompt_are_no_prompts_of_their_own(outcomes, times, family):
+    """Three seeds with the same scores say no more than one: as sure, not surer."""
+    ask = {"link": None, "sizes": computed_sizes(family.spec), "floor": 0.74}
+    rough = outcomes.with_columns(
+        pl.col("score_attributes") * (1 + 0.3 * (pl.col("prompt").hash(1) % 7).cast(pl.Float64) / 7)
+    )
+    thrice = pl.concat([rough.with_columns(seed=pl.lit(k)) for k in range(3)])
+    assert advise(thrice, fit_costs(times), **ask) == advise(rough, fit_costs(times), **ask)
+
+
+def test_without_a_run_the_shipped_rows_answer(monkeypatch, tmp_path):
+    asked = [None, "mini-sd3", 20.0, 40.0, None, 0.95, None, "attributes", None, "50,10", True]
+    found = json.loads(answer(*asked))
+    assert found["costs_s"]["large_s"] == 0.05
+    assert found["options"][0]["of_large"] >= 0.95
+    assert "100 prompts of rise; a step: large 50.0 ms, small 10.0 ms" in answer(*asked[:-1], False)
+    monkeypatch.setattr("experiments.advise.SHIPPED", tmp_path / "nothing")
+    with pytest.raises(BadRequest, match="--run"):
+        answer(*asked)
 
 
 def test_the_check_of_the_clock_writes_its_table(tmp_path):

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -19,10 +20,12 @@ import yaml
 from tiny import write_family
 
 from experiments.cli import app
+from experiments.compare import compare
 from experiments.grid import Experiment, read_experiment, units_of
 from experiments.report import write_report
 from experiments.run import prepare, run
 from experiments.run_folder import merge, open_run, pack
+from experiments.statistics import interval
 from nodes.cli import run as run_app
 from relay.deviation import intensity
 from relay.errors import BadRequest
@@ -259,6 +262,20 @@ def test_two_runs_are_compared_pair_by_pair(whole, capsys):
     assert {row["score"] for row in found} == {"brightness", "apart"}
     assert all(row["difference"] == 0 == row["low"] == row["high"] for row in found)
     assert all(row["pairs"] == 16 for row in found)
+
+
+def test_a_comparison_resamples_prompts_and_not_their_seeds(whole, tmp_path):
+    apart = pl.col("prompt").hash(3) % 11 / 11  # as far apart for every seed of a prompt
+    for path in (whole.folder / "outcomes").glob("*.parquet"):
+        own = tmp_path / "b" / "outcomes" / path.name
+        own.parent.mkdir(parents=True, exist_ok=True)
+        pl.read_parquet(path).with_columns(pl.col("score_brightness") + apart).write_parquet(own)
+    shutil.copyfile(whole.folder / "run.json", tmp_path / "b" / "run.json")
+    row = next(row for row in compare(whole, open_run(tmp_path / "b")) if row["score"] == "brightness")
+    some = whole.outcomes.filter(family=row["family"], program=row["program"])
+    assert row["pairs"] == some.height > row["prompts"] == some["prompt"].n_unique()
+    each = some.select("prompt").unique(maintain_order=True).select(apart.alias("apart"))["apart"].to_list()
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(interval(each), abs=1e-6)
 
 
 def test_a_dry_run_prints_the_grid_and_an_estimate_and_draws_nothing(config, tmp_path, capsys):
