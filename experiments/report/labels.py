@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from relay.program import Program
@@ -34,7 +35,7 @@ def short_link(link: str) -> str:
 
 
 def program_labels(programs: list[Program]) -> dict[str, str]:
-    """Short names: the steps, and of the rest only what differs among these programs."""
+    """Short names: the steps, and of the rest only what differs among these programs; no two alike."""
     relays = [p for p in programs if len(p.legs) > 1]
     varying: list[tuple[str, Any]] = [
         (name, of) for name, of in (
@@ -54,4 +55,8 @@ def program_labels(programs: list[Program]) -> dict[str, str]:
         if guided:
             extra.append("guidance " + ", ".join(f"{g:g}" for g in p.guidance))
         found[str(p)] = ", ".join([words, *extra])
+    counts = Counter(found.values())
+    for p in relays:  # as many steps on schedules of other lengths
+        if counts[found[str(p)]] > 1:
+            found[str(p)] += " of " + " and ".join(str(leg.steps_total) for leg in p.legs[1:])
     return found

@@ -22,10 +22,12 @@ from experiments.cli import app
 from experiments.grid import read_experiment
 from experiments.report import write_report
 from experiments.report.data import read_groups
+from experiments.report.labels import program_labels
 from experiments.report.results import result_section
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 from relay.errors import BadRequest
+from relay.program import Program
 
 CONFIG = """
 name: report-test
@@ -310,3 +312,10 @@ def test_the_page_as_it_is_says_nothing_on_the_console(page, tmp_path):
     dom, said = browse(tmp_path / "page.html")
     assert "</footer>" in dom
     assert said == []
+
+
+def test_relays_of_as_many_steps_on_schedules_of_other_lengths_are_told_apart():
+    legs = ("0-14/small:28:22-28", "0-14/small:12:6-12", "0-11/small:28:19-28")
+    texts = [f"mini-sdxl/large:28:{leg}/match=exact/codec=fp16/guidance=2,2/conditioning=encode" for leg in legs]
+    labels = program_labels([Program.parse(text) for text in texts])
+    assert list(labels.values()) == ["s = 14, n = 6 of 28", "s = 14, n = 6 of 12", "s = 11, n = 9"]
