@@ -34,9 +34,8 @@ def compare(a: Run, b: Run, across: bool = False) -> list[dict[str, Any]]:
             pairs_of = joined.select("prompt", score, f"{score}_b").drop_nulls().drop_nans()
             if pairs_of.is_empty():
                 continue
-            both = pairs_of.group_by(
-                "prompt", maintain_order=True
-            ).mean()  # seeds of a prompt are no prompts of their own
+            # Seeds of a prompt are no prompts of their own.
+            both = pairs_of.group_by("prompt", maintain_order=True).mean()
             ours, theirs = both[score].to_numpy(), both[f"{score}_b"].to_numpy()
             mean, low, high = interval(list(theirs - ours))
             found.append(
