@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.provenance import RESULTS
 from relay.errors import BadRequest
 from relay.program import Program
 from scheduler.links import LinkProfile
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from experiments.advise_service import Service
 
 ROUNDS = 2000
-SHIPPED = Path(__file__).parent.parent / "docs" / "results" / "rise"
+SHIPPED = RESULTS / "rise"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Option:
-    """One program with what it takes and gives. `meets`: share of resamples in which it fulfils the wish."""
+    """One program with what it takes and gives. `meets`: share of resamples, of so many prompts, in which it fulfils the wish."""
 
     program: str
     steps: dict[str, int]
@@ -60,6 +61,7 @@ class Option:
     of_large: float
     meets: float
     best: float
+    prompts: int
 
 
 def fit_costs(times: pl.DataFrame) -> Costs:
@@ -146,7 +148,7 @@ def advise(
     mean = scores.mean(1)
     options = [
         Option(str(p), p.steps, float(seconds[i]), float(network[i]), float(mean[i]), float(mean[i] / mean[full]),
-               float(meets[i]), float(((best == i) & won).mean()))
+               float(meets[i]), float(((best == i) & won).mean()), scores.shape[1])
         for i, p in enumerate(programs)
     ]  # fmt: skip
     return [options[i] for i in _order(seconds, mean, mean / mean[full], within, floor)]
@@ -248,9 +250,8 @@ def answer(
             "options": [asdict(option) for option in options],
         }
         return json.dumps(what, indent=1)
-    prompts = run.outcomes.filter(pl.col("family") == family)["prompt"].n_unique()
     step = f"large {costs.large_s * 1000:.1f} ms, small {costs.small_s * 1000:.1f} ms"
-    source = f"{prompts} prompts of {run.folder.name}; a step: {step}"
+    source = f"{options[0].prompts} prompts of {run.folder.name}; a step: {step}"
     return _told(options, link, floor, limit_s, score, source)
 
 

@@ -11,11 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments import prepare
 from experiments.grid import Experiment, Unit, for_its_families, programs_of, units_of
+from experiments.provenance import RESULTS
 from experiments.real_sizes import SIZES
 from experiments.scoring import prefix_steps
 from experiments.sketch import Sketch, family_or_sketch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from relay.family import Family, Need
     from relay.program import Program
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ARGUS_STEP_S = 4.2 / 50  # arXiv 2511.06724: 4.2 s for 50 steps; of the kind of SDXL, on the authors' machine
 MEMBERS = ("large", "small")
 

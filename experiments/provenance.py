@@ -12,6 +12,8 @@ from typing import Any
 
 from relay.files import write_atomically
 
+RESULTS = Path(__file__).parent.parent / "docs" / "results"  # what this checkout ships as measured
+
 
 def provenance() -> dict[str, Any]:
     import diffusers

@@ -55,9 +55,13 @@ class Run:
         """Of a run that was packed: table -> the units whose rows lie in one file; a run that goes on leaves them alone."""
         return self.facts.get("packed", {})
 
+    def is_one_file(self, table: str) -> bool:
+        """Whether `pack` put a table's units together."""
+        return unit_path(self.folder, table, PACKED).exists()
+
     def has(self, table: str, unit: str) -> bool:
         """Whether a unit's rows are there. BadRequest where nobody can tell: a pack of before it named its units."""
-        if table not in self.packed and unit_path(self.folder, table, PACKED).exists():
+        if table not in self.packed and self.is_one_file(table):
             raise BadRequest(f"{self.folder} was packed without the names of its units: it is for reading alone")
         return unit in self.packed.get(table, ()) or unit_path(self.folder, table, unit).exists()
 
@@ -134,7 +138,7 @@ def merge(out: Path, shards: list[Path]) -> Run:
     if len({run.dtype for run in runs}) > 1:
         said = "; ".join(f"{run.folder} in {run.dtype or 'what it does not tell'}" for run in runs)
         raise BadRequest(f"these shards were not computed alike: {said}")
-    if len(packed := [run for run in runs if any(unit_path(run.folder, t, PACKED).exists() for t in TABLES)]) > 1:
+    if len(packed := [run for run in runs if any(map(run.is_one_file, TABLES))]) > 1:
         said = " and ".join(str(run.folder) for run in packed)
         raise BadRequest(f"{said} are packed: no unit of theirs is a file of its own, merge before `pack`")
     begin(out, (packed or runs)[0].facts)

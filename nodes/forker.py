@@ -61,25 +61,23 @@ class Forked:
         return self.returncode
 
     def terminate(self) -> None:
-        if self.pid and self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
 
     def give_up(self) -> None:
         """Nobody waits for it to start: killed when it does, or now."""
         self.given_up = True
-        self._kill()
+        self._send(signal.SIGKILL)
 
     def begin(self, pid: int) -> None:
         self.pid = pid
         self.started.set()
         if self.given_up:
-            self._kill()
+            self._send(signal.SIGKILL)
 
-    def _kill(self) -> None:
+    def _send(self, number: signal.Signals) -> None:
         if self.pid and self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, number)
 
     def end(self, code: int) -> None:
         self.returncode = code

@@ -339,8 +339,11 @@ class Case:
     def digest(self, name: str, cell: Cell, settings: Mapping[str, Any], requests: int, split: str) -> str:
         """What a cell depends on but its seed: another digest, and it is run again."""
         config, contestant = self.config, self.config.systems[name]
+        fleet = msgspec.to_builtins(config.fleets[cell.fleet])
+        measured = self.world(cell.fleet).timing  # itself, wherever it lies
+        fleet["timing"] = msgspec.to_builtins(measured, str_keys=True)
         said = [
-            msgspec.to_builtins(config.fleets[cell.fleet]), config.traces[cell.trace], msgspec.to_builtins(cell),
+            fleet, config.traces[cell.trace], msgspec.to_builtins(cell),
             {"system": contestant.system, "settings": contestant.settings}, dict(settings), requests, split,
             config.store, config.metric, msgspec.json.encode(self.from_noise).hex(), config.router,
         ]  # fmt: skip

@@ -105,18 +105,20 @@ def left_to_any(case: Case, cells: Sequence[Cell]) -> list[str]:
     """Violations that any system from noise has which makes use of so much of what the nodes can do; nothing where none is
     left at the least share."""
     lines = []
+    most = {
+        fleet: most_per_s([work for work in case.works_of(fleet) if not work.skipped], stations_of(case.world(fleet)))
+        for fleet in dict.fromkeys(cell.fleet for cell in cells)
+    }
     for cell in cells:
-        works = [work for work in case.works_of(cell.fleet) if not work.skipped]
-        most = most_per_s(works, stations_of(case.world(cell.fleet)))
         size = case.size(cell)
         asked = [case.demand(cell, seed, TEST, size.requests) for seed in range(size.seeds)]
         left = [
-            np.mean([least_violations(each.arrival_s, each.deadline_s, share * most) for each in asked])
+            np.mean([least_violations(each.arrival_s, each.deadline_s, share * most[cell.fleet]) for each in asked])
             for share in SHARES
         ]
         if max(left) > 0:
             said = " | ".join(f"{each:.2%}" for each in left)
-            lines.append(f"| {cell.fleet}, {cell.trace} | {most:.1f} | {said} |")
+            lines.append(f"| {cell.fleet}, {cell.trace} | {most[cell.fleet]:.1f} | {said} |")
     if not lines:
         return []
     return [

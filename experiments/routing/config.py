@@ -27,7 +27,7 @@ class Comparison(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     share: Share = 0.5  # of the prompts that may go to the large member
     targets: list[float] = msgspec.field(default_factory=lambda: [40, 50, 60, 70, 80])
     other_seeds: list[str] = []  # run folders with more seeds of the test prompts: what a prompt can tell at most
-    curves: str = "docs/results/rise"  # folder with measured step times, for the costs of the modes
+    curves: str = "docs/results/step-times"  # folder with measured step times, for the costs of the modes
     three_way: list[str] = []  # routers that say what each mode is worth
     budgets: list[Share] = msgspec.field(default_factory=lambda: [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])  # of full-cloud
     folder: str = "runs/experiments/routing"

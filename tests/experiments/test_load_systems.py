@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -29,6 +31,7 @@ from scheduler.load.lag import Overruns
 from scheduler.load.prediction import read_levels
 from scheduler.outcomes import write_unit
 
+ROOT = Path(__file__).parents[2]
 CURVE = {1: 0.010, 2: 0.013, 4: 0.020, 8: 0.036}
 OPTIONS = "match=exact/codec=fp16"
 FULL = f"tiny/large:20:0-20/{OPTIONS}/guidance=3/conditioning=encode"
@@ -159,6 +162,19 @@ def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config
     write_unit(tmp_path / "none", "outcomes", "all", [row for row in start_rows() if row["prompt_index"] < 3])
     with pytest.raises(BadRequest, match="no cached start of tiny's levels has 20 validation pairs"):
         app([*asked, "--starts", str(tmp_path / "none")], standalone_mode=False)
+
+
+def test_a_cell_is_of_the_step_times_themselves_not_of_the_folder_they_lie_in(tmp_path):
+    said = (ROOT / "configs" / "experiments" / "load.yaml").read_text()
+    shipped = "docs/results/step-times"
+    shutil.copytree(ROOT / shipped, tmp_path / "copy")
+    cell, digests = Cell(fleet="equal", trace="poisson", load=1.0, deadline=2.0), []
+    for folder in (ROOT / shipped, tmp_path / "copy", ROOT / "docs" / "results" / "rise"):
+        path = tmp_path / "load.yaml"
+        path.write_text(said.replace(shipped, str(folder)))
+        digests.append(read_case(path).digest("ours", cell, {}, 100, "test"))
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]  # other step times: run again
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +439,7 @@ def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
         good = [load for load, (violations, quality) in sorted(means.items()) if violations < 0.01 and quality >= 0.95]
         assert loads["three, poisson"] == (0 if 0.7 not in good else max(good))
     fresh = run_cell(case, tmp_path / "fresh", "ours", cell, 0, 80)
+    assert fresh == run_cell(case, folder, "ours", cell, 0, 80)  # as the table's run left it on disk
     assert {key: value for key, value in fresh.items() if key != "levels"} == stored
     assert fresh["violations"] == pytest.approx(fresh["late"] + fresh["refused"])
     assert sum(fresh["levels"]) == pytest.approx(1.0, abs=1e-3)
