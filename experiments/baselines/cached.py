@@ -115,9 +115,15 @@ class Cached:
 
 
 class RelayCached(Cached):
-    """A relay whose first leg runs with the cache: the two savings together."""
+    """A relay whose first leg runs with the cache: the two savings together.
 
-    shares = (0.3, 0.5)
+    A cache makes late large steps cheap, so that a handoff later than a plain relay's costs little, and few small steps
+    are left to do.
+    """
+
+    shares = (0.3, 0.5)  # as many small steps as the schedule has left
+    late = (0.43, 0.57, 0.71)  # `few` small steps
+    few = 4
 
     def __init__(self, cache: Cache):
         super().__init__(cache)
@@ -128,16 +134,21 @@ class RelayCached(Cached):
     def settings(self, family: Family, steps: int | None = None) -> list[Setting]:
         total = steps or family.spec.members["large"].steps
         pipe = RelayPipeline(family)
-        found = []
-        for handoff in dict.fromkeys(share(total, part) for part in self.shares):
-            if handoff == total:
-                continue
-            program = str(pipe.plan(num_inference_steps=total, handoff=handoff))
-            found += [
-                Setting(f"s = {handoff} of {total}, {label}", {"program": program} | options, ("large", "small"))
-                for label, options in self.points.items()
-            ]
-        return found
+        found: dict[str, Setting] = {}
+        for small_steps, shares in ((None, self.shares), (self.few, self.late)):
+            for handoff in (share(total, part) for part in shares):
+                if handoff + (small_steps or 0) >= total:
+                    continue  # nothing left to save
+                # fewer steps than are left: the small member walks a schedule of its own, joined at the very sigma
+                matching = "exact" if small_steps else None
+                program = pipe.plan(
+                    num_inference_steps=total, handoff=handoff, small_steps=small_steps, matching=matching
+                )
+                where = f"s = {handoff} of {total}" + (f", {small_steps} small steps" if small_steps else "")
+                for label, options in self.points.items():
+                    each = Setting(f"{where}, {label}", {"program": str(program)} | options, ("large", "small"))
+                    found.setdefault(each.label, each)
+        return list(found.values())
 
     def idle(self, family: Family, steps: int | None = None) -> Setting:
         """The relay without its cache: the first of the settings' programs."""

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from relay.family import Family
 
 
+def _points(*pairs: tuple[float, int]) -> dict[str, dict[str, Any]]:
+    return {
+        f"threshold {threshold:g}, {skips} in a row": {"threshold": threshold, "skips": skips}
+        for threshold, skips in pairs
+    }
+
+
 class MagCache(HookCache):
     """All blocks are skipped, their last residual added, while the residual's magnitude is known to change little.
 
@@ -28,10 +35,8 @@ class MagCache(HookCache):
         "sdxl": "apply_mag_cache skips a model's row of transformer blocks, and UNet2DConditionModel has none:"
         " 'No transformer blocks found to apply hooks'",
     }
-    points = {  # noqa: RUF012
-        f"threshold {threshold:g}, {skips} in a row": {"threshold": threshold, "skips": skips}
-        for threshold, skips in ((0.06, 3), (0.12, 3), (0.03, 2), (0.24, 5))
-    }
+    points = _points((0.06, 3), (0.12, 3), (0.03, 2), (0.24, 5), (0.4, 8))
+    early = _points((0.12, 3), (0.24, 5))
     idle = {"threshold": -1.0, "skips": 0}  # noqa: RUF012
     prompts = (
         "a large red heart at the top left and a small blue circle at the bottom, on a yellow background",
