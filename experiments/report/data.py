@@ -73,6 +73,11 @@ class Entry:
     def is_relay(self) -> bool:
         return self.mode == "relay"
 
+    @property
+    def is_cached_relay(self) -> bool:
+        """A relay combined with a cache, which stands among the baselines."""
+        return self.method.startswith("relay+")
+
 
 @dataclass
 class Group:

@@ -13,6 +13,7 @@ from experiments.report.front import pareto
 from experiments.report.labels import short_link
 from experiments.report.pictures import Grid, picture_grid
 from experiments.report.sensitivity import KEEPS, NoMap, network_map
+from experiments.statistics import interval
 
 
 @dataclass
@@ -256,19 +257,34 @@ def _baselines(groups: list[Group]) -> Section:
         found = [e for e in g.entries if e.method != "program"]
         if found:
             rows = [[e.label, f"{e.score[0]:.3f} ± {(e.score[2] - e.score[1]) / 2:.3f}", _number(e.ratio), _seconds(e.latency),
-                     _number(e.speedup, "{:.2f}x"), _at_equal_time(e, g)] for e in found]  # fmt: skip
-            head = ["baseline", g.score_name, "of large", "latency, batch 1", "speedup", "best relay in that time"]
+                     _number(e.speedup, "{:.2f}x"), *_at_equal_time(e, g)] for e in found]  # fmt: skip
+            head = ["baseline", g.score_name, "of large", "latency, batch 1", "speedup", "best relay in that time",
+                    "relay less baseline"]  # fmt: skip
             section.tables.append(Table(g.label, head, rows))
+    if len(section.tables) > 1:
+        section.notes = [
+            "“Relay less baseline” is the paired difference of their scores with its 95 % bootstrap interval over prompts. A"
+            " relay combined with a cache counts as a relay, but where it is itself what is held against the relays.",
+        ]
     return _or_missing(section, "no baselines in this run")
 
 
-def _at_equal_time(entry: Entry, group: Group) -> str:
-    """The best relay that takes no longer: what a baseline is to be held against."""
+def _at_equal_time(entry: Entry, group: Group) -> tuple[str, str]:
+    """The best relay that takes no longer, what a baseline is to be held against, and the paired difference of their scores.
+
+    A relay combined with a cache is a relay too, unless it is what is held against the relays.
+    """
     if entry.latency is None:
-        return ""
-    relays = [e for e in group.timed if e.is_relay and (e.latency or 0) <= entry.latency]
+        return "", ""
+    relays = [
+        e for e in group.timed
+        if (e.is_relay or (e.is_cached_relay and not entry.is_cached_relay)) and e.seconds <= entry.seconds
+    ]  # fmt: skip
     best = max(relays, key=lambda e: e.score[0], default=None)
-    return f"{best.score[0]:.3f} ({best.label})" if best else "none is as fast"
+    if best is None:
+        return "none is as fast", ""
+    mean, low, high = interval([best.values[prompt] - entry.values[prompt] for prompt in entry.values])
+    return f"{best.score[0]:.3f} ({best.label})", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _or_missing(section: Section, why: str) -> Section:

@@ -10,6 +10,7 @@ from tiny import write_family
 from experiments.baselines.base import Setting, as_result, call, full_cloud
 from experiments.grid import read_experiment
 from experiments.report.data import read_groups
+from experiments.report.sections import all_sections
 from experiments.run import prepare, run
 from experiments.run_folder import open_run
 
@@ -81,6 +82,29 @@ def test_the_report_sets_each_baseline_beside_full_cloud_of_its_t(two_lengths):
         mine = two_lengths.outcomes.filter(pl.col("steps_total") == total)
         assert {e.program for e in group.entries} == set(mine["program"])
         assert all(e.latency for e in group.entries)
+
+
+def test_a_baseline_is_held_against_the_best_relay_that_takes_no_longer(two_lengths):
+    groups = read_groups([two_lengths])
+    (section,) = (each for each in all_sections(groups) if each.id == "baselines")
+    compared = 0
+    for group, table in zip(groups, section.tables[1:], strict=True):
+        named = {e.label: e for e in group.entries}
+        for label, *_, best, difference in table.rows:
+            mine = named[label]
+            relays = [
+                e for e in group.entries
+                if e.latency <= mine.latency
+                and (e.mode == "relay" or (e.method == "relay+taylorseer" and mine.method != "relay+taylorseer"))
+            ]  # fmt: skip
+            if not relays:
+                assert (best, difference) == ("none is as fast", "")
+                continue
+            score = max(e.score[0] for e in relays)
+            assert best.startswith(f"{score:.3f} (")
+            assert difference.split()[0] == f"{score - mine.score[0]:+.3f}"
+            compared += 1
+    assert compared
 
 
 def test_a_baseline_pays_for_what_it_sends(two_lengths):
