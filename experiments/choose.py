@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +30,12 @@ class Choice:
     steps: int  # T
     score: float
     speedup: float  # of full-cloud's denoising time at batch 1
-    fast_enough: bool
+    fast_enough: bool = True  # of what was asked; else it is the baseline's fastest
 
 
-def choose(run: Run, speedup: float, score: str | None = None) -> dict[str, list[Choice]]:
-    """Family -> one setting a baseline: of those at least `speedup` times as fast as full-cloud the best, else the fastest."""
+def choose(run: Run, speedups: Sequence[float], score: str | None = None) -> dict[str, list[Choice]]:
+    """Family -> for each of `speedups` one setting a baseline, named once: of those at least so many times as fast as
+    full-cloud the best, else the fastest."""
     rows = run.outcomes
     if "test" in rows["split"].unique():
         raise BadRequest(f"{run.folder} holds rows of the test split: settings are chosen on validation prompts")
@@ -48,17 +51,26 @@ def choose(run: Run, speedup: float, score: str | None = None) -> dict[str, list
             raise BadRequest(f"{run.folder} has not timed {text} of {family}: let the run finish")
         fast = seconds[family, full] / seconds[family, text]
         label = label_of(method, text, total)
-        candidates.setdefault((family, method), []).append(Choice(method, label, total, mean, fast, fast >= speedup))
+        candidates.setdefault((family, method), []).append(Choice(method, label, total, mean, fast))
     if not candidates:
         raise BadRequest(f"{run.folder} holds no baselines: nothing to choose from")
     found: dict[str, list[Choice]] = {}
     for (family, method), some in sorted(candidates.items()):
         if len({choice.steps for choice in some}) > 1:
             raise BadRequest(f"{run.folder} has {method} at several T: choose from a run of one T")
-        fitting = [choice for choice in some if choice.fast_enough]
-        best = max(fitting, key=lambda c: c.score) if fitting else max(some, key=lambda c: c.speedup)
-        found.setdefault(family, []).append(best)
+        best = [_best(some, speedup) for speedup in sorted(speedups)]
+        once: dict[str, Choice] = {}
+        for choice in best:
+            once.setdefault(choice.label, choice)
+        found.setdefault(family, []).extend(once.values())
     return found
+
+
+def _best(some: Sequence[Choice], speedup: float) -> Choice:
+    fitting = [choice for choice in some if choice.speedup >= speedup]
+    if fitting:
+        return max(fitting, key=lambda c: c.score)
+    return replace(max(some, key=lambda c: c.speedup), fast_enough=False)
 
 
 def _full_cloud(rows: pl.DataFrame, family: str, total: int) -> str:
@@ -80,13 +92,13 @@ def _denoising(run: Run) -> dict[tuple[str, str], float]:
     return {(family, text): seconds for family, text, seconds in medians.iter_rows()}
 
 
-def write_chosen(run: Run, chosen: dict[str, list[Choice]], speedup: float, out: Path) -> str:
+def write_chosen(run: Run, chosen: dict[str, list[Choice]], speedups: Sequence[float], out: Path) -> str:
     """Write what `experiments.baselines.chosen` reads, with where it comes from; the text."""
     made, own, rows = provenance(), run.facts["provenance"], run.outcomes
+    asked = " and at ".join(f"{speedup:g}x" for speedup in sorted(speedups))
     split, count = ", ".join(rows["split"].unique()), rows["prompt"].n_unique()
     lines = [
-        f"# Of each baseline the setting with the best score at {speedup:g}x full-cloud's denoising speed or more,"
-        " else the fastest.",
+        f"# Of each baseline the setting with the best score at {asked} full-cloud's denoising speed or more, else the fastest.",
         f"# {made['command']}, commit {made['commit']}, {made['date']}",
         f"# from {run.config['name']} ({run.config_hash}): {count} {split} prompts, {run.dtype or 'dtype not told'}, commit"
         f" {own['commit']}, {own['date']}, {own['processor']};",
@@ -94,9 +106,13 @@ def write_chosen(run: Run, chosen: dict[str, list[Choice]], speedup: float, out:
     ]
     for family, choices in chosen.items():
         lines += [f"{family}:", f"  steps: {choices[0].steps}", "  settings:"]
-        for c in choices:
-            slow = "" if c.fast_enough else ": its fastest"
-            lines.append(f"    {c.baseline}: {json.dumps(c.label)}  # {c.score:.3f}, {c.speedup:.2f}x{slow}")
+        for baseline, listed in groupby(choices, key=lambda c: c.baseline):
+            told = [f"{json.dumps(c.label)}  # {c.score:.3f}, {c.speedup:.2f}x" + ("" if c.fast_enough else ": its fastest")
+                    for c in listed]  # fmt: skip
+            if len(told) == 1:
+                lines.append(f"    {baseline}: {told[0]}")
+            else:
+                lines += [f"    {baseline}:", *(f"      - {each}" for each in told)]
     text = "\n".join(lines) + "\n"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)

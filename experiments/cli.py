@@ -147,7 +147,10 @@ def compare(
 @app.command()
 def choose(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run of all settings, scores and times, on validation.")],
-    speedup: Annotated[float, typer.Option(help="Least speedup of denoising against full-cloud.")] = 2.1,
+    speedup: Annotated[
+        list[float] | None,
+        typer.Option(help="Least speedup of denoising against full-cloud; may be given again. [default: 2.1]"),
+    ] = None,
     score: Annotated[
         str | None, typer.Option(help="The score that counts; default: the first a report ranks by.")
     ] = None,
@@ -160,8 +163,8 @@ def choose(
     from experiments.choose import write_chosen
     from experiments.run_folder import open_run
 
-    opened = open_run(run)
-    print(write_chosen(opened, choose_settings(opened, speedup, score), speedup, out), end="")
+    opened, speedups = open_run(run), speedup or [2.1]
+    print(write_chosen(opened, choose_settings(opened, speedups, score), speedups, out), end="")
 
 
 @app.command()

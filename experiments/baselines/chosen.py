@@ -4,6 +4,7 @@ mini-sd3:                        # a family's name
   steps: 28                      # the T at which they were chosen
   settings:
     fewer-steps: 11 of 28 steps  # baseline: label of its setting
+    mag-cache: ["threshold 0.12, 3 in a row", "threshold 0.4, 8 in a row"]  # or of several
 
 `relay-experiment choose` writes such a file. At another T the same label counts, or, where labels name T or steps of it,
 the setting in the same place of the baseline's list.
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
 class Chosen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     steps: Annotated[int, msgspec.Meta(ge=1)]
-    settings: dict[str, str]
+    settings: dict[str, str | list[str]]
+
+    def of(self, baseline: str) -> list[str]:
+        """The labels that are kept of a baseline."""
+        found = self.settings[baseline]
+        return [found] if isinstance(found, str) else found
 
 
 def read_chosen(path: Path) -> dict[str, Chosen]:
@@ -55,19 +61,24 @@ def of_family(chosen: Mapping[str, Chosen] | None, family: Family, baselines: Se
 
 
 def kept(baseline: Baseline, family: Family, total: int, chosen: Chosen | None) -> list[Setting]:
-    """The settings of a baseline at T = total: all of them, or the chosen one."""
+    """The settings of a baseline at T = total: all of them, or the chosen ones."""
     found = baseline.settings(family, total)
     if chosen is None:
         return found
-    label, labels = chosen.settings[baseline.name], [s.label for s in baseline.settings(family, chosen.steps)]
+    labels = [s.label for s in baseline.settings(family, chosen.steps)]
+    return [_again(label, labels, found, f"{family.name}: {baseline.name}", total, chosen.steps)
+            for label in chosen.of(baseline.name)]  # fmt: skip
+
+
+def _again(label: str, labels: list[str], found: list[Setting], whose: str, total: int, steps: int) -> Setting:
+    """The setting at T = total that goes by `label` among the `labels` at T = steps."""
     if label not in labels:
-        raise BadRequest(
-            f"{family.name}: {baseline.name} has no setting {label!r} at T = {chosen.steps}, but {'; '.join(labels)}"
-        )
-    same = [setting for setting in found if setting.label == label]
-    if same or len(found) == len(labels):
-        return same or [found[labels.index(label)]]
+        raise BadRequest(f"{whose} has no setting {label!r} at T = {steps}, but {'; '.join(labels)}")
+    if same := [setting for setting in found if setting.label == label]:
+        return same[0]
+    if len(found) == len(labels):
+        return found[labels.index(label)]
     raise BadRequest(
-        f"{family.name}: {baseline.name} has {len(found)} settings at T = {total} and {len(labels)} at T = {chosen.steps}:"
-        f" which of them is {label!r} is not plain"
+        f"{whose} has {len(found)} settings at T = {total} and {len(labels)} at T = {steps}: which of them is {label!r} is"
+        " not plain"
     )

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from experiments.baselines import load_baseline
 from experiments.baselines.base import Setting
 from experiments.baselines.chosen import Chosen, kept, of_family, read_chosen
 from experiments.baselines.points import Point, label_of, points
@@ -88,7 +89,7 @@ def test_the_best_that_is_fast_enough_is_chosen_and_a_config_can_read_it(validat
 
 
 def test_where_nothing_is_fast_enough_the_fastest_is_chosen_and_it_says_so(validated, tmp_path):
-    found = {c.baseline: c for c in choose(validated, 3.0)["mini-sd3"]}
+    found = {c.baseline: c for c in choose(validated, [3.0])["mini-sd3"]}
     assert (found["fewer-steps"].label, found["fewer-steps"].fast_enough) == ("6 of 28 steps", True)
     assert (found["taylorseer"].label, found["taylorseer"].fast_enough) == ("every 3 steps, order 1", False)
     done = CliRunner().invoke(
@@ -97,14 +98,32 @@ def test_where_nothing_is_fast_enough_the_fastest_is_chosen_and_it_says_so(valid
     assert done.stdout.count(": its fastest") == 1
 
 
+def test_several_speedups_choose_several_settings_each_named_once(validated, tmp_path, family):
+    out = tmp_path / "it.yaml"
+    asked = ["choose", str(validated.folder), "--speedup", "3", "--speedup", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    chosen = read_chosen(out)
+    assert chosen == {
+        "mini-sd3": Chosen(
+            28, {"fewer-steps": ["11 of 28 steps", "6 of 28 steps"], "taylorseer": "every 3 steps, order 1"}
+        )
+    }
+    assert "at 2x and at 3x" in done.stdout
+    found = points([load_baseline("fewer-steps")], family, [28, 50], chosen)
+    assert [p.text for p in found] == [
+        f"fewer-steps[{n} steps]" for n in ("11 of 28", "6 of 28", "20 of 50", "10 of 50")
+    ]
+
+
 def test_settings_are_not_chosen_from_test_prompts_or_without_times(validated, tmp_path):
     rows = [row(FULL, 0.9, mode="full-cloud", split="test")]
     with pytest.raises(BadRequest, match="test split"):
-        choose(write_run(tmp_path / "test", rows), 2.1)
+        choose(write_run(tmp_path / "test", rows), [2.1])
     with pytest.raises(BadRequest, match="no times"):
-        choose(write_run(tmp_path / "untimed", [row(FULL, 0.9, mode="full-cloud")]), 2.1)
+        choose(write_run(tmp_path / "untimed", [row(FULL, 0.9, mode="full-cloud")]), [2.1])
     with pytest.raises(BadRequest, match="no score taste"):
-        choose(validated, 2.1, "taste")
+        choose(validated, [2.1], "taste")
 
 
 class Listed:
