@@ -128,16 +128,18 @@ def report(
         "sustained": loads,
         "long": [{"system": name, **msgspec.to_builtins(cell), **each[0]} for (name, cell), each in long.items()],
         "cells": [
-            {"system": name, **msgspec.to_builtins(cell), "seeds": [_without_levels(found) for found in each]}
+            {"system": name, **msgspec.to_builtins(cell), "seeds": [_in_short(found) for found in each]}
             for (name, cell), each in rows.items()
         ],
     }  # fmt: skip
     return "\n".join(lines) + "\n", data
 
 
-def _without_levels(found: dict[str, Any]) -> dict[str, Any]:
-    """How often each level was used stays in the run's folder: it would be half of the file."""
-    return {key: value for key, value in found.items() if key != "levels"}
+def _in_short(found: dict[str, Any]) -> dict[str, Any]:
+    """To the millionth; how often each level was used stays in the run's folder: it would be half of the file."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value for key, value in found.items() if key != "levels"
+    }
 
 
 def _nodes(spec: Any) -> str:

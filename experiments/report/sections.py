@@ -284,7 +284,7 @@ def _at_equal_time(entry: Entry, group: Group) -> tuple[str, str]:
     if best is None:
         return "none is as fast", ""
     mean, low, high = interval([best.values[prompt] - entry.values[prompt] for prompt in entry.values])
-    return f"{best.score[0]:.3f} ({best.label})", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{best.score[0]:.3f}: {best.label}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def _or_missing(section: Section, why: str) -> Section:

@@ -101,7 +101,7 @@ def test_a_baseline_is_held_against_the_best_relay_that_takes_no_longer(two_leng
                 assert (best, difference) == ("none is as fast", "")
                 continue
             score = max(e.score[0] for e in relays)
-            assert best.startswith(f"{score:.3f} (")
+            assert best.startswith(f"{score:.3f}: ")
             assert difference.split()[0] == f"{score - mine.score[0]:+.3f}"
             compared += 1
     assert compared
