@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 class Chosen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     steps: Annotated[int, msgspec.Meta(ge=1)]
-    settings: dict[str, str | list[str]]
+    settings: dict[str, str | Annotated[list[str], msgspec.Meta(min_length=1)]]
 
     def of(self, baseline: str) -> list[str]:
         """The labels that are kept of a baseline."""

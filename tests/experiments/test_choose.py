@@ -175,7 +175,8 @@ def test_names_that_are_not_known_are_refused(family, chosen, said):
 
 def test_a_file_that_is_none_is_refused_by_name(tmp_path):
     (tmp_path / "bad.yaml").write_text("mini-sd3: {steps: 28, setings: {}}")
-    for name, said in (("bad.yaml", "setings"), ("none.yaml", "cannot be read")):
+    (tmp_path / "empty.yaml").write_text("mini-sd3: {steps: 28, settings: {mag-cache: []}}")
+    for name, said in (("bad.yaml", "setings"), ("none.yaml", "cannot be read"), ("empty.yaml", "length >= 1")):
         with pytest.raises(BadRequest, match=said) as refused:
             read_chosen(tmp_path / name)
         assert name in str(refused.value)
