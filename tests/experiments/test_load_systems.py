@@ -1,24 +1,20 @@
-"""Systems under load: one run's books balance, both simulations agree, rules do what they say, the table is what was run."""
+"""Systems under load: levels are fitted, one run's books balance, both simulations agree, rules do what they say."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import yaml
+from tiny_load import CURVE, FAST, FULL, PLACE, RELAY, SMALL, WORTH, write_load
 
 from experiments.load.__main__ import app
 from experiments.load.bound import least_violations, most_per_s
 from experiments.load.case import Cell, read_case
-from experiments.load.cells import run_cell, worth
 from experiments.load.service import DONE, LATE, REFUSED, Demand, Measured, Service, stations_of
 from experiments.load.systems import systems
-from experiments.load.tables import fitting
 from experiments.simulate.environment import Simulation
 from experiments.simulate.scores import Scores
 from experiments.workloads import TimedRequest
@@ -31,66 +27,10 @@ from scheduler.load.lag import Overruns
 from scheduler.load.prediction import read_levels
 from scheduler.outcomes import write_unit
 
-ROOT = Path(__file__).parents[2]
-CURVE = {1: 0.010, 2: 0.013, 4: 0.020, 8: 0.036}
-OPTIONS = "match=exact/codec=fp16"
-FULL = f"tiny/large:20:0-20/{OPTIONS}/guidance=3/conditioning=encode"
-RELAY = f"tiny/large:20:0-8/small:20:8-20/{OPTIONS}/guidance=3,3/conditioning=encode"
-FAST = f"tiny/large:20:0-4/small:8:2-8/{OPTIONS}/guidance=3,3/conditioning=encode"
-SMALL = f"tiny/small:20:0-20/{OPTIONS}/guidance=3/conditioning=encode"
-WORTH = {FULL: (0.9, 0.9), RELAY: (0.89, 0.85), FAST: (0.88, 0.7), SMALL: (0.87, 0.3)}  # of easy and of hard prompts
-PLACE = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """An outcome store of four levels; prompts with letters bear any of them. Levels are fitted from it."""
-    folder, rng = tmp_path_factory.mktemp("load"), np.random.default_rng(0)
-    rows = []
-    for split, count in (("train", 120), ("validation", 60), ("test", 60)):
-        for i in range(count):
-            easy = i % 2 == 0
-            for text, values in WORTH.items():
-                rows.append(
-                    {"method": "program", "family": "tiny", "program": text, "split": split, "prompt_index": i, "seed": i,
-                     "prompt": f"{split} {i}" + (" with the word 'HI'" if easy else " a red heart and a blue ring"),
-                     "complexity": "letters" if easy else "2",
-                     "score_attributes": float(np.clip(values[not easy] + 0.02 * rng.standard_normal(), 0, 1))}
-                )  # fmt: skip
-    write_unit(folder, "outcomes", "all", rows)
-    curves = {"large": CURVE, "small": {batch: s / 4 for batch, s in CURVE.items()}}
-    node = {
-        "edge": {"role": "edge", "families": {"tiny": ["large"]}},
-        "phone": {"role": "device", "families": {"tiny": ["small"]}},
-    }
-    said = {
-        "name": "tiny", "family": "tiny", "store": [str(folder)], "levels": str(folder / "tiny.json"), "router": False,
-        "requests": 150, "seeds": 2, "elsewhere": {"requests": 50, "seeds": 1}, "long": {"ours": 200},
-        "loads": [0.7, 1.3], "deadlines": [2.0], "tuned": str(folder / "tuned.yaml"),
-        "fleets": {
-            "three": {
-                "nodes": {
-                    "edge-1": node["edge"], "edge-2": node["edge"] | {"pace": 2.0}, "phone-1": node["phone"],
-                    "phone-2": node["phone"] | {"link": "wifi"},
-                },
-                "timing": {
-                    "tiny": {"curves": curves, "encode_s": 0.002, "decode_s": 0.002, "handoff_s": 0.0005,
-                             "latent_bytes": 10_000, "image_bytes": 20_000}
-                },
-                "overhead_s": 0.001,
-            }
-        },
-        "traces": {"poisson": {"arrivals": "poisson"}, "flash": {"arrivals": "flash", "every_s": 10, "crowd_s": 2}},
-        "systems": {
-            name: {"system": name}
-            for name in ("ours", "clipper-ha", "clipper-ht", "proteus", "sommelier", "diffserve", "nirvana")
-        } | {"agnostic": {"system": "agnostic", "seeds": 1}, "alike": {"system": "agnostic", "tuned_as": "ours"}},
-        "search": {"configurations": 2, "requests": 60, "traces": ["poisson"], "loads": [1.3], "deadlines": [2.0]},
-    }  # fmt: skip
-    path = folder / "load.yaml"
-    path.write_text(yaml.safe_dump(said))
-    app(["levels", "tiny", "--store", str(folder), "--out", str(folder / "tiny.json")], standalone_mode=False)
-    return path
+    return write_load(tmp_path_factory.mktemp("load"))
 
 
 @pytest.fixture(scope="module")
@@ -162,19 +102,6 @@ def test_levels_that_start_from_cached_latents_keep_what_their_pairs_kept(config
     write_unit(tmp_path / "none", "outcomes", "all", [row for row in start_rows() if row["prompt_index"] < 3])
     with pytest.raises(BadRequest, match="no cached start of tiny's levels has 20 validation pairs"):
         app([*asked, "--starts", str(tmp_path / "none")], standalone_mode=False)
-
-
-def test_a_cell_is_of_the_step_times_themselves_not_of_the_folder_they_lie_in(tmp_path):
-    said = (ROOT / "configs" / "experiments" / "load.yaml").read_text()
-    shipped = "docs/results/step-times"
-    shutil.copytree(ROOT / shipped, tmp_path / "copy")
-    cell, digests = Cell(fleet="equal", trace="poisson", load=1.0, deadline=2.0), []
-    for folder in (ROOT / shipped, tmp_path / "copy", ROOT / "docs" / "results" / "rise"):
-        path = tmp_path / "load.yaml"
-        path.write_text(said.replace(shipped, str(folder)))
-        digests.append(read_case(path).digest("ours", cell, {}, 100, "test"))
-    assert digests[0] == digests[1]
-    assert digests[0] != digests[2]  # other step times: run again
 
 
 @pytest.fixture(scope="module")
@@ -382,116 +309,6 @@ def test_no_system_does_more_than_the_most_and_none_has_less_than_what_is_left(c
         assert done.sum() / outcome.ended_s < most
         demand = case.demand(flood, 0, "test", 400)
         assert 1 - done.mean() >= least_violations(demand.arrival_s, demand.deadline_s, most) > 0.5
-
-
-def test_tuning_and_the_table_run_once_and_say_what_was_run(config, tmp_path):
-    folder, out = tmp_path / "runs", tmp_path / "load.md"
-    few = [word for name in ("ours", "agnostic", "alike", "proteus", "nirvana") for word in ("--only", name)]
-    app(["tune", str(config), *few, "--folder", str(folder)], standalone_mode=False)
-    tuned = yaml.safe_load((config.parent / "tuned.yaml").read_text())["systems"]
-    assert {name: len(each["tried"]) for name, each in tuned.items()} == {"ours": 2, "agnostic": 2, "proteus": 2}
-    assert tuned["ours"]["worth"] == max(each["worth"] for each in tuned["ours"]["tried"])
-    asked = ["table", str(config), *few, "--folder", str(folder), "--out", str(out), "--requests", "80"]
-    app(asked, standalone_mode=False)
-    text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())["families"]["tiny"]
-    assert "Left out: nirvana: NIRVANA-like needs levels that start from cached latents" in text
-    assert "## three fleet, flash" in text
-    assert "80 requests x 2 seed(s) a cell at load 1.3 and deadline 2 x, 1 of agnostic; " in text
-    assert {len(e["seeds"]) for e in data["cells"] if e["system"] == "agnostic"} == {1}
-    assert "Load 1.3, deadline 2 x" in text
-    assert "| ours | yes |  |" in text
-    assert "| agnostic |  |  |" in text
-    assert len(data["cells"]) == 4 * 2 * 2  # systems, traces, loads
-    assert data["tuned"]["alike"] == {k: v for k, v in tuned["ours"]["settings"].items() if k != "classes"}
-    assert (tmp_path / "load-three.png").stat().st_size > 1000
-    case = read_case(config)
-    cell = Cell(fleet="three", trace="poisson", load=1.3, deadline=2.0)
-    said = {"system": "ours"} | msgspec.to_builtins(cell)
-    stored, other = next(each for each in data["cells"] if {key: each[key] for key in said} == said)["seeds"]
-    assert stored != other
-    elsewhere = [each for each in data["cells"] if each["load"] == 0.7]
-    assert {(len(each["seeds"]), each["seeds"][0]["requests"]) for each in elsewhere} == {(1, 50)}
-    assert {(each["system"], each["trace"], each["requests"]) for each in data["long"]} == {
-        ("ours", "poisson", 80), ("ours", "flash", 80)
-    }  # fmt: skip
-    mine, theirs = (
-        next(e for e in data["cells"] if {k: e[k] for k in ("system", "trace", "load")} == {
-            "system": name, "trace": "poisson", "load": 1.3})["seeds"]
-        for name in ("ours", "proteus")
-    )  # fmt: skip
-    goal = next(each for each in data["goals"] if each["trace"] == "poisson")
-    assert goal["violations"] == pytest.approx(np.mean([each["violations"] for each in mine]))
-    kept = np.mean([each["quality"] for each in theirs]) >= 0.95
-    assert goal["best"] == ("proteus" if kept else None)
-    seeds = {(e["system"], e["trace"]): e["seeds"] for e in data["cells"] if e["load"] == 1.3}
-    for each in (each for each in data["goals"] if each["best"]):
-        mine, theirs = seeds["ours", each["trace"]], seeds[each["best"], each["trace"]]
-        both = min(len(mine), len(theirs))
-        assert each["violations_beside_it"] == pytest.approx(np.mean([one["violations"] for one in mine[:both]]))
-        assert each["their_violations"] == pytest.approx(np.mean([one["violations"] for one in theirs[:both]]))
-    assert any(each["best"] for each in data["goals"])
-    for name, loads in data["sustained"].items():
-        means = {
-            e["load"]: (np.mean([x["violations"] for x in e["seeds"]]), np.mean([x["quality"] for x in e["seeds"]]))
-            for e in data["cells"]
-            if (e["system"], e["trace"]) == (name, "poisson")
-        }
-        good = [load for load, (violations, quality) in sorted(means.items()) if violations < 0.01 and quality >= 0.95]
-        assert loads["three, poisson"] == (0 if 0.7 not in good else max(good))
-    fresh = run_cell(case, tmp_path / "fresh", "ours", cell, 0, 80)
-    assert fresh == run_cell(case, folder, "ours", cell, 0, 80)  # as the table's run left it on disk
-    assert stored == pytest.approx({key: value for key, value in fresh.items() if key != "levels"}, abs=1e-6)
-    assert fresh["violations"] == pytest.approx(fresh["late"] + fresh["refused"])
-    assert sum(fresh["levels"]) == pytest.approx(1.0, abs=1e-3)
-    assert worth(fresh) == pytest.approx((1 - fresh["violations"]) * fresh["quality"] - fresh["violations"])
-    count = len(list(folder.rglob("*.json")))
-    app(asked, standalone_mode=False)
-    assert len(list(folder.rglob("*.json"))) == count
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"systems": {"x": {"system": "best"}}}, "unknown system 'best'"),
-        ({"systems": {"x": {"system": "ours", "settings": {"marge": 1}}}}, "marge"),
-        ({"systems": {"x": {"system": "proteus", "settings": {"head": 1}}}}, "head"),
-        ({"traces": {"poisson": {"arrivals": "poison"}}}, "unknown arrivals 'poison'"),
-        ({"store": ["nowhere"]}, "nowhere"),
-        ({"fleets": {}}, "fleets"),
-        ({"systems": {"x": {"system": "agnostic", "tuned_as": "y"}}}, "systems.x: tuned_as: no system 'y'"),
-        ({"long": {"best": 10}}, "long: no system best"),
-        ({"deadlines": [0.001, 2.0]}, "deadlines: 0.001 x .* no level of fleet three ends within"),
-        ("no edge", "fleet three has no full-cloud capacity: none of its nodes holds tiny's large"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_in_one_line(config, tmp_path, change, said):
-    path, config_said = tmp_path / "load.yaml", yaml.safe_load(config.read_text()) | {"long": {}}
-    if change == "no edge":
-        change, nodes = {}, config_said["fleets"]["three"]["nodes"]
-        del nodes["edge-1"], nodes["edge-2"]
-    path.write_text(yaml.safe_dump(config_said | change))
-
-    def read():
-        bad = read_case(path)
-        fitting(bad, list(bad.config.systems))
-        bad.demand(PLACE, 0, "test", 10)
-
-    with pytest.raises(BadRequest, match=said) as refusal:
-        read()
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_trace_of_ones_own_comes_at_the_load_asked_for(config, tmp_path):
-    gaps = tmp_path / "own.csv"
-    gaps.write_text("gap_s\n" + "\n".join(str(1 + i % 3) for i in range(100)) + "\n")
-    path = tmp_path / "load.yaml"
-    own = {"poisson": {"arrivals": "trace", "path": str(gaps), "gaps": True}}
-    path.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"traces": own}))
-    case = read_case(path)
-    found = case.demand(PLACE, 0, "test", 80)
-    per_s, _ = case.capacity("three")
-    assert len(found.arrival_s) == 80
-    assert 79 / found.arrival_s[-1] == pytest.approx(1.3 * per_s, rel=0.05)
 
 
 def test_every_system_states_its_rule():
