@@ -58,10 +58,10 @@ def choose(run: Run, speedups: Sequence[float], score: str | None = None) -> dic
     for (family, method), some in sorted(candidates.items()):
         if len({choice.steps for choice in some}) > 1:
             raise BadRequest(f"{run.folder} has {method} at several T: choose from a run of one T")
-        best = [_best(some, speedup) for speedup in sorted(speedups)]
         once: dict[str, Choice] = {}
-        for choice in best:
-            once.setdefault(choice.label, choice)
+        for speedup in sorted(speedups):
+            best = _best(some, speedup)
+            once.setdefault(best.label, best)
         found.setdefault(family, []).extend(once.values())
     return found
 

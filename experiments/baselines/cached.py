@@ -134,21 +134,22 @@ class RelayCached(Cached):
     def settings(self, family: Family, steps: int | None = None) -> list[Setting]:
         total = steps or family.spec.members["large"].steps
         pipe = RelayPipeline(family)
-        found: dict[str, Setting] = {}
-        for small_steps, shares in ((None, self.shares), (self.few, self.late)):
-            for handoff in (share(total, part) for part in shares):
-                if handoff + (small_steps or 0) >= total:
-                    continue  # nothing left to save
-                # fewer steps than are left: the small member walks a schedule of its own, joined at the very sigma
-                matching = "exact" if small_steps else None
-                program = pipe.plan(
-                    num_inference_steps=total, handoff=handoff, small_steps=small_steps, matching=matching
-                )
-                where = f"s = {handoff} of {total}" + (f", {small_steps} small steps" if small_steps else "")
-                for label, options in self.points.items():
-                    each = Setting(f"{where}, {label}", {"program": str(program)} | options, ("large", "small"))
-                    found.setdefault(each.label, each)
-        return list(found.values())
+        walks = [(share(total, part), None) for part in self.shares] + [(share(total, p), self.few) for p in self.late]
+        found = []
+        for handoff, small_steps in dict.fromkeys(walks):
+            if handoff + (small_steps or 0) >= total:
+                continue  # nothing left to save
+            # fewer steps than are left: the small member walks a schedule of its own, joined at the very sigma
+            matching = "exact" if small_steps else None
+            program = str(
+                pipe.plan(num_inference_steps=total, handoff=handoff, small_steps=small_steps, matching=matching)
+            )
+            where = f"s = {handoff} of {total}" + (f", {small_steps} small steps" if small_steps else "")
+            found += [
+                Setting(f"{where}, {label}", {"program": program} | options, ("large", "small"))
+                for label, options in self.points.items()
+            ]
+        return found
 
     def idle(self, family: Family, steps: int | None = None) -> Setting:
         """The relay without its cache: the first of the settings' programs."""

@@ -65,20 +65,15 @@ def kept(baseline: Baseline, family: Family, total: int, chosen: Chosen | None) 
     found = baseline.settings(family, total)
     if chosen is None:
         return found
-    labels = [s.label for s in baseline.settings(family, chosen.steps)]
-    return [_again(label, labels, found, f"{family.name}: {baseline.name}", total, chosen.steps)
-            for label in chosen.of(baseline.name)]  # fmt: skip
-
-
-def _again(label: str, labels: list[str], found: list[Setting], whose: str, total: int, steps: int) -> Setting:
-    """The setting at T = total that goes by `label` among the `labels` at T = steps."""
-    if label not in labels:
-        raise BadRequest(f"{whose} has no setting {label!r} at T = {steps}, but {'; '.join(labels)}")
-    if same := [setting for setting in found if setting.label == label]:
-        return same[0]
-    if len(found) == len(labels):
-        return found[labels.index(label)]
-    raise BadRequest(
-        f"{whose} has {len(found)} settings at T = {total} and {len(labels)} at T = {steps}: which of them is {label!r} is"
-        " not plain"
-    )
+    whose, labels = f"{family.name}: {baseline.name}", [s.label for s in baseline.settings(family, chosen.steps)]
+    there = dict(zip(labels, found, strict=True)) if len(labels) == len(found) else {}
+    there |= {setting.label: setting for setting in found}  # the same label before the same place
+    for label in chosen.of(baseline.name):
+        if label not in labels:
+            raise BadRequest(f"{whose} has no setting {label!r} at T = {chosen.steps}, but {'; '.join(labels)}")
+        if label not in there:
+            raise BadRequest(
+                f"{whose} has {len(found)} settings at T = {total} and {len(labels)} at T = {chosen.steps}: which of them is"
+                f" {label!r} is not plain"
+            )
+    return [there[label] for label in chosen.of(baseline.name)]

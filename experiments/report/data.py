@@ -78,6 +78,12 @@ class Entry:
         """A relay combined with a cache, which stands among the baselines."""
         return self.method.startswith("relay+")
 
+    def less(self, other: Entry) -> Interval:
+        """Its score less another's, paired over the prompts that both have, with the 95 % interval."""
+        return interval(
+            [self.values[prompt] - other.values[prompt] for prompt in other.values if prompt in self.values]
+        )
+
 
 @dataclass
 class Group:

@@ -13,7 +13,6 @@ from experiments.report.front import pareto
 from experiments.report.labels import short_link
 from experiments.report.pictures import Grid, picture_grid
 from experiments.report.sensitivity import KEEPS, NoMap, network_map
-from experiments.statistics import interval
 
 
 @dataclass
@@ -68,7 +67,7 @@ def _short(groups: list[Group]) -> Section:
         for e in group.entries:
             row = [
                 e.label,
-                f"{e.score[0]:.3f} ± {(e.score[2] - e.score[1]) / 2:.3f}",
+                _score_text(e),
                 _number(e.ratio),
                 _gap_text(e, group),
             ]
@@ -256,8 +255,8 @@ def _baselines(groups: list[Group]) -> Section:
     for g in groups:
         found = [e for e in g.entries if e.method != "program"]
         if found:
-            rows = [[e.label, f"{e.score[0]:.3f} ± {(e.score[2] - e.score[1]) / 2:.3f}", _number(e.ratio), _seconds(e.latency),
-                     _number(e.speedup, "{:.2f}x"), *_at_equal_time(e, g)] for e in found]  # fmt: skip
+            rows = [[e.label, _score_text(e), _number(e.ratio), _seconds(e.latency), _number(e.speedup, "{:.2f}x"),
+                     *_at_equal_time(e, g)] for e in found]  # fmt: skip
             head = ["baseline", g.score_name, "of large", "latency, batch 1", "speedup", "best relay in that time",
                     "relay less baseline"]  # fmt: skip
             section.tables.append(Table(g.label, head, rows))
@@ -283,7 +282,7 @@ def _at_equal_time(entry: Entry, group: Group) -> tuple[str, str]:
     best = max(relays, key=lambda e: e.score[0], default=None)
     if best is None:
         return "none is as fast", ""
-    mean, low, high = interval([best.values[prompt] - entry.values[prompt] for prompt in entry.values])
+    mean, low, high = best.less(entry)
     return f"{best.score[0]:.3f}: {best.label}", f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
@@ -300,6 +299,10 @@ def _once_a_family(groups: list[Group]) -> list[Group]:
         if group.timed and group.walk:
             found.setdefault((group.run.config_hash, group.run.dtype, group.family, group.steps_total), group)
     return list(found.values())
+
+
+def _score_text(entry: Entry) -> str:
+    return f"{entry.score[0]:.3f} ± {(entry.score[2] - entry.score[1]) / 2:.3f}"
 
 
 def _gap_text(entry: Entry, group: Group) -> str:

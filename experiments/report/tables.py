@@ -10,7 +10,6 @@ import numpy as np
 
 from experiments.report.data import HARD, Entry, Group
 from experiments.report.labels import class_name
-from experiments.statistics import interval
 from relay.errors import BadRequest
 
 # What `expected` may ask of a program, and whether more of it is better.
@@ -70,8 +69,7 @@ def codec_rows(group: Group) -> list[dict[str, Any]]:
     rows = []
     for e in entries:
         assert e.parsed
-        shared = [text for text in finest.values if text in e.values]
-        mean, low, high = interval([e.values[text] - finest.values[text] for text in shared])
+        mean, low, high = e.less(finest)
         rows.append(
             {"codec": e.parsed.codec, "steps": f"s = {e.handoff}, n = {e.small_steps}", "bytes": e.latent_bytes or 0,
              "latent_error": e.codec_error, "picture_error": picture_error(group, e, finest),

@@ -84,7 +84,7 @@ def test_every_baseline_applies_or_says_why_not(families, name):
 @pytest.mark.parametrize(("family", "name"), CACHED)
 def test_settings_are_a_handful_of_labelled_points_in_plain_scalars(families, family, name):
     settings = load_baseline(name).settings(families[family])
-    assert 3 <= len(settings) <= 10
+    assert 3 <= len(settings) <= (10 if name.startswith("relay+") else 6)  # of two kinds of handoffs
     assert len({s.label for s in settings}) == len(settings)
     assert all(isinstance(v, (str, int, float)) for s in settings for v in s.values.values())
     programs = [Program.parse(s.values["program"]) for s in settings]
