@@ -64,6 +64,9 @@ def run_(
         raise BadRequest("--step-ms is what --dry-run reckons with: a run measures its own")
     if family:
         experiment = msgspec.structs.replace(experiment, families=family)
+    from nodes.own_process import keep_memory
+
+    keep_memory()  # big batches one after the other
     from experiments.progress import RunProgress
     from experiments.run import prepare, run
     from nodes.session import quiet_libraries

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
@@ -41,6 +42,24 @@ def without_bars() -> None:
 def has_accelerator() -> bool:
     """Whether a driver's device is there; asked before torch is imported."""
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
+def keep_memory() -> None:
+    """What this process frees it keeps for the next tensor, in big pages: glibc would give each large buffer back to the
+    system, and have it cleared page by page, at every operation: on two Zen 3 cores a quarter of a step of fifty on mini-sd3.
+
+    Before torch is imported, and for batches on a CPU: the process stays as big as it ever was. Elsewhere it does nothing.
+    """
+    if has_accelerator():
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch: transparent huge pages for tensors of 2 MiB or more
+    with contextlib.suppress(OSError, AttributeError):  # a C library without mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**26)):
+            mallopt(parameter, value)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def ready_for_libraries() -> None:
