@@ -23,7 +23,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
 def test_kept_memory_is_not_fetched_from_the_system_again():
-    plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}  # another test's command
+    # Another test's command may have set it in this process.
+    plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     faults = {}
     for how in ("kept", "given-back"):
         command = [sys.executable, "-c", FREED_AND_TAKEN, how]
